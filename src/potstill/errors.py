@@ -1,0 +1,98 @@
+"""Every error Potstill raises on purpose, as one small tree.
+
+::
+
+    PotstillError
+    ├── InputError(ValueError)   a value the caller gave is wrong
+    │   ├── RecipeError          a field of a recipe; says which
+    │   └── ShapeError           tensors that do not fit together
+    ├── IntegrityError           a file is missing, damaged or not the one it claims to be
+    ├── NumericsError            a loss term became NaN or Inf
+    └── Interrupted              stopped from outside; the run can be resumed
+
+Catch ``PotstillError`` to catch them all. The command line turns each into one message and an exit code
+(``exit_code``); anything else that escapes is our fault and exits with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PotstillError(Exception):
+    """Base of all deliberate errors: where, what was expected, what came, and what to do next.
+
+    Args:
+        message: What is wrong, in the user's words.
+        where: Path of the offending field (``objectives[2].tap``), file, or argument.
+        expected: What would have been accepted.
+        got: What came instead.
+        hint: The next step for the user.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        got: object | None = None,
+        hint: str | None = None,
+    ):
+        self.message, self.where, self.expected, self.got, self.hint = message, where, expected, got, hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.got is not None:
+            text += f"; got {_short(self.got)}"
+        return f"{text}. {self.hint}" if self.hint else text
+
+    def at(self, where: str) -> PotstillError:
+        """Return the same error, placed in a recipe or file; an inner place is kept behind the outer one."""
+        self.where = f"{where}.{self.where}" if self.where else where
+        return self
+
+
+class InputError(PotstillError, ValueError):
+    """A value the caller gave is wrong. Also a ``ValueError``, so plain ``except ValueError`` works."""
+
+
+class RecipeError(InputError):
+    """A recipe field is unknown, mistyped, or does not fit the models it names."""
+
+
+class ShapeError(InputError):
+    """Tensors, layers or vocabularies that do not fit together."""
+
+
+class IntegrityError(PotstillError):
+    """A file is missing, damaged, or not the one it claims to be."""
+
+
+class NumericsError(PotstillError):
+    """A loss term became NaN or Inf; names the step, the term, the module and the samples."""
+
+
+class Interrupted(PotstillError):  # noqa: N818 - an event, not a mistake
+    """The run was stopped from outside after writing a checkpoint; ``--resume`` goes on."""
+
+    exit_code = 130
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that lists what exists, the nearest name first: for the ``hint`` of an unknown name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return (f'Did you mean "{near[0]}"? ' if near else "") + (f"Known: {listed}." if known else "None is known.")
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
