@@ -20,15 +20,14 @@ from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
-from potstill.errors import InputError, ShapeError, suggest
+from potstill.errors import InputError
 from potstill.models.coca_config import CocaConfig
-from potstill.models.coca_layers import CocaAttention, CocaBlock, CocaMLP, CocaMultimodalBlock, CocaPooler
+from potstill.models.coca_inputs import BATCH_KEYS_NOT_READ, check_images, check_labels, check_targets, check_text
+from potstill.models.coca_layers import CocaAttention, CocaBlock, CocaMLP, CocaMultimodalBlock, CocaPooler, last_valid
+from potstill.models.coca_losses import info_nce, mean_cross_entropy
 from potstill.models.coca_parts import CocaImageEncoder, CocaImagePooler, CocaMultimodalDecoder, CocaTextDecoder
 
 __all__ = ["BATCH_KEYS_NOT_READ", "CocaConfig", "CocaModel", "CocaOutput"]
-
-BATCH_KEYS_NOT_READ = frozenset({"sample_id", "concept_map"})
-"""Keys a batch may carry for others (caches, segmentation taps); the model accepts and ignores exactly these."""
 
 _MAX_LOGIT_SCALE = 100.0
 
@@ -88,6 +87,7 @@ class CocaModel(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ("CocaBlock", "CocaMultimodalBlock", "CocaPooler")
+    accepts_loss_kwargs = False  # transformers.Trainer would pass num_items_in_batch into **labels
     _supports_sdpa = True
     _supports_attention_backend = True
     _tied_weights_keys = {"lm_head.weight": "text_decoder.token_embedding.weight"}  # noqa: RUF012
@@ -132,12 +132,10 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, CocaBlock | CocaMultimodalBlock):
-            is_image = module.norm_self.normalized_shape[0] == config.image_width and isinstance(module, CocaBlock)
-            depth = config.image_layers if is_image else config.num_hidden_layers
             for part in module.modules():
                 if isinstance(part, CocaAttention | CocaMLP):
                     last = part.out_proj if isinstance(part, CocaAttention) else part.fc2
-                    init.normal_(last.weight, std=(2 * depth * last.in_features) ** -0.5)
+                    init.normal_(last.weight, std=(2 * module.depth * last.in_features) ** -0.5)
         elif isinstance(module, CocaPooler):
             init.normal_(module.query, std=1.0)
         elif isinstance(module, CocaImageEncoder | CocaTextDecoder):
@@ -165,7 +163,7 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         Raises:
             ShapeError: Wrong number of dimensions, slots, channels or pixels, or a row without its first picture.
         """
-        pixel_values, image_mask = self._check_images(pixel_values, image_mask)
+        pixel_values, image_mask = check_images(self.config, pixel_values, image_mask)
         B, slots = pixel_values.shape[:2]
         pixels = pixel_values.flatten(0, 1).to(self.image_pooler.projection.weight.dtype)
         memory, embeds = self.image_pooler(
@@ -209,7 +207,8 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             return_contrastive: Append the CLS token and return ``text_embeds``. None = if there are
                 ``caption_labels`` and ``contrastive_weight`` is not 0. With it, the blocks of the text decoder see
                 T + 1 positions; pass False where taps expect T.
-            memory: Pooled image tokens from ``encode_images`` instead of ``pixel_values``.
+            memory: Pooled image tokens from ``encode_images`` instead of ``pixel_values``; then there are no
+                ``image_embeds`` and no contrastive loss.
             memory_mask: The mask that belongs to ``memory``.
             return_dict: False returns the parts that are present as a tuple.
             labels: ``<task>_labels``, class index per row, -100 = not a row of this task, ``[B]``. Keys in
@@ -224,27 +223,28 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             ShapeError: Inputs that do not fit the configuration or each other.
             InputError: Labels of an unknown task, an unknown key, or no input at all.
         """
-        self._check_labels(labels)
+        check_labels(self.config, labels)
         if memory is None and pixel_values is None and input_ids is None:
             raise InputError("nothing to do", where="CocaModel", expected="pixel_values, memory or input_ids")
-        out = CocaOutput(logit_scale=self.logit_scale.float().exp().clamp(max=_MAX_LOGIT_SCALE))
+        parts: dict[str, Any] = {"logit_scale": self.logit_scale.float().exp().clamp(max=_MAX_LOGIT_SCALE)}
         if memory is None and pixel_values is not None:
-            memory, memory_mask, out.image_embeds = self.encode_images(pixel_values, image_mask)
-        out.memory, out.memory_mask = memory, memory_mask
-
+            memory, memory_mask, parts["image_embeds"] = self.encode_images(pixel_values, image_mask)
+        parts |= {"memory": memory, "memory_mask": memory_mask}
         if input_ids is not None:
-            self._check_text(input_ids, attention_mask, memory)
+            check_text(input_ids, attention_mask, memory)
             if return_contrastive is None:
                 return_contrastive = caption_labels is not None and self.config.contrastive_weight > 0
-            states, embeds = self.text_decoder(input_ids, attention_mask, has_cls=bool(return_contrastive))
-            if embeds is not None:
-                out.text_embeds = F.normalize(embeds.float(), dim=-1)
+            states, embeds = self.text_decoder(input_ids, attention_mask, has_cls=return_contrastive)
+            if return_contrastive:
+                parts["text_embeds"] = F.normalize(embeds.float(), dim=-1)
             if memory is not None:
-                out.last_hidden_state = self.multimodal_decoder(states, memory, attention_mask, memory_mask)
-                out.caption_logits = self.lm_head(out.last_hidden_state)
-                last = last_valid(out.last_hidden_state, attention_mask)
-                out.task_logits = {task: head(last) for task, head in self.task_heads.items()}
-        self._add_losses(out, caption_labels, labels)
+                hidden_states = self.multimodal_decoder(states, memory, attention_mask, memory_mask)
+                last = last_valid(hidden_states, attention_mask)
+                parts["last_hidden_state"] = hidden_states
+                parts["caption_logits"] = self.lm_head(hidden_states)
+                parts["task_logits"] = {task: head(last) for task, head in self.task_heads.items()}
+        parts |= self._losses(parts, caption_labels, labels)
+        out = CocaOutput(**parts)
         return out if return_dict else out.to_tuple()
 
     def prepare_inputs_for_generation(
@@ -281,105 +281,30 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             shape = (len(kwargs["memory"]), 1)
             input_ids = torch.full(shape, self.config.bos_token_id, device=kwargs["memory"].device)
-        kwargs.setdefault("max_length", self.config.max_text_length) if "max_new_tokens" not in kwargs else None
-        return super().generate(input_ids=input_ids, use_cache=False, **kwargs)
+        if not {"max_length", "max_new_tokens", "generation_config"} & kwargs.keys():
+            kwargs["max_length"] = self.config.max_text_length
+        return super().generate(input_ids=input_ids, **kwargs)
 
-    def _add_losses(self, out: CocaOutput, caption_labels: Tensor | None, labels: dict[str, Tensor]) -> None:
+    def _losses(self, parts: dict[str, Any], caption_labels: Tensor | None, labels: dict[str, Tensor]) -> dict:
+        """Return ``losses`` and their weighted sum ``loss``, or nothing if there are no labels."""
         config, losses, weights = self.config, {}, {}
         if caption_labels is not None:
-            if out.caption_logits is None or caption_labels.shape != out.caption_logits.shape[:2]:
-                raise ShapeError(
-                    "labels without matching tokens", where="caption_labels", got=tuple(caption_labels.shape)
-                )
-            losses["caption"] = mean_cross_entropy(out.caption_logits.flatten(0, 1), caption_labels.flatten())
+            logits = parts.get("caption_logits")
+            check_targets("caption_labels", caption_labels, logits)
+            losses["caption"] = mean_cross_entropy(logits.flatten(0, 1), caption_labels.flatten())
             weights["caption"] = config.caption_weight
-            if out.text_embeds is not None and out.image_embeds is not None and config.contrastive_weight:
+            if config.contrastive_weight and "text_embeds" in parts and "image_embeds" in parts:
                 rows = (caption_labels != -100).any(1)
-                losses["contrastive"] = info_nce(out.image_embeds, out.text_embeds, out.logit_scale, rows)
+                losses["contrastive"] = info_nce(
+                    *(parts[k] for k in ("image_embeds", "text_embeds", "logit_scale")), rows
+                )
                 weights["contrastive"] = config.contrastive_weight
-        for task, logits in (out.task_logits or {}).items():
+        for task in config.task_labels:
             target = labels.get(f"{task}_labels")
             if target is not None:
-                if target.shape != logits.shape[:1]:
-                    expected = f"one class a row, ({len(logits)},)"
-                    raise ShapeError("wrong shape", where=f"{task}_labels", expected=expected, got=tuple(target.shape))
+                logits = parts.get("task_logits", {}).get(task)
+                check_targets(f"{task}_labels", target, logits)
                 losses[task] = mean_cross_entropy(logits, target)
-        if losses:
-            out.losses = losses
-            out.loss = torch.stack([weights.get(name, 1.0) * term for name, term in losses.items()]).sum()
-
-    def _check_labels(self, labels: dict[str, Tensor]) -> None:
-        tasks = self.config.task_labels
-        for key, value in labels.items():
-            if key in BATCH_KEYS_NOT_READ or value is None:
-                continue
-            task = key.removesuffix("_labels")
-            if task == key:
-                known = {"pixel_values", "image_mask", "input_ids", "attention_mask", "caption_labels"}
-                known |= BATCH_KEYS_NOT_READ | {f"{task}_labels" for task in tasks}
-                raise InputError(f'unknown input "{key}"', where="CocaModel", hint=suggest(key, known))
-            # A mixed batch names all tasks; labels without a head are harmless while no row uses them.
-            if task not in tasks and bool((value != -100).any()):
-                hint = suggest(task, tasks)
-                raise InputError(f'no head for task "{task}"', where=f"CocaModel.{key}", hint=hint)
-
-    def _check_images(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        config = self.config
-        pixels = pixels[:, None] if pixels.ndim == 4 else pixels
-        want = (config.num_channels, config.image_size, config.image_size)
-        if pixels.ndim != 5 or tuple(pixels.shape[2:]) != want or not 1 <= pixels.shape[1] <= config.max_images:
-            expected = f"(B, I, {want[0]}, {want[1]}, {want[2]}) with I ≤ {config.max_images}"
-            raise ShapeError("wrong shape", where="pixel_values", expected=expected, got=tuple(pixels.shape))
-        if mask is None:
-            return pixels, None
-        if mask.shape != pixels.shape[:2]:
-            expected = f"{tuple(pixels.shape[:2])}"
-            raise ShapeError("wrong shape", where="image_mask", expected=expected, got=tuple(mask.shape))
-        mask = mask.bool()
-        if bool(mask.all()):
-            return pixels, None
-        if not bool(mask[:, 0].all()):
-            raise ShapeError("a row has no picture in its first slot", where="image_mask")
-        return pixels, mask
-
-    def _check_text(self, input_ids: Tensor, attention_mask: Tensor | None, memory: Tensor | None) -> None:
-        if input_ids.ndim != 2:
-            raise ShapeError("wrong shape", where="input_ids", expected="(B, T)", got=tuple(input_ids.shape))
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            expected, got = f"{tuple(input_ids.shape)} like input_ids", tuple(attention_mask.shape)
-            raise ShapeError("wrong shape", where="attention_mask", expected=expected, got=got)
-        if memory is not None and len(memory) != len(input_ids):
-            expected, got = f"{len(memory)} rows, one for each row of pictures", len(input_ids)
-            raise ShapeError("rows do not match", where="input_ids", expected=expected, got=got)
-
-
-def last_valid(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the state at the last valid position of each row, ``[B, D]``; the first if a row has none."""
-    if attention_mask is None:
-        return hidden_states[:, -1]
-    T = attention_mask.shape[1]
-    index = (attention_mask.to(torch.long) * torch.arange(T, device=attention_mask.device)).argmax(1)
-    return hidden_states[torch.arange(len(index), device=index.device), index]
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy in fp32, mean over rows whose label is not -100; 0, with a gradient of 0, if there is none."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
-
-
-def info_nce(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, rows: Tensor) -> Tensor:
-    """Symmetric contrastive loss among the rows where ``rows`` is True.
-
-    The others are neither anchors nor negatives. With one row the loss is 0, with none too.
-
-    Args:
-        image_embeds: ``[B, E]``, length 1.
-        text_embeds: ``[B, E]``, length 1.
-        logit_scale: Inverse temperature.
-        rows: True = counts, ``[B]``.
-    """
-    logits = (logit_scale * image_embeds @ text_embeds.T).masked_fill(~rows, torch.finfo(torch.float32).min)
-    logits_t = (logit_scale * text_embeds @ image_embeds.T).masked_fill(~rows, torch.finfo(torch.float32).min)
-    labels = torch.arange(len(rows), device=rows.device).masked_fill(~rows, -100)
-    return (mean_cross_entropy(logits, labels) + mean_cross_entropy(logits_t, labels)) / 2
+        if not losses:
+            return {}
+        return {"losses": losses, "loss": sum(weights.get(name, 1.0) * term for name, term in losses.items())}

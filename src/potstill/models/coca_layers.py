@@ -121,8 +121,11 @@ class CocaMLP(nn.Module):
 class CocaBlock(GradientCheckpointingLayer):
     """Pre-norm self-attention and MLP: a block of the image encoder or of the text decoder."""
 
-    def __init__(self, config: CocaConfig, width: int, heads: int, ratio: float, layer_idx: int, *, is_causal: bool):
+    def __init__(
+        self, config: CocaConfig, width: int, heads: int, ratio: float, layer_idx: int, *, depth: int, is_causal: bool
+    ):
         super().__init__()
+        self.depth = depth  # blocks in a row, for the start of the weights
         self.norm_self = nn.LayerNorm(width, config.layer_norm_eps)
         self.self_attn = CocaAttention(config, width, heads, layer_idx, is_causal=is_causal)
         self.norm_mlp = nn.LayerNorm(width, config.layer_norm_eps)
@@ -147,6 +150,7 @@ class CocaMultimodalBlock(GradientCheckpointingLayer):
         width, heads, eps = config.text_width, config.text_heads, config.layer_norm_eps
         self.norm_self = nn.LayerNorm(width, eps)
         self.self_attn = CocaAttention(config, width, heads, layer_idx, is_causal=True)
+        self.depth = config.num_hidden_layers
         self.has_open_clip_layout = config.layout == "open_clip"
         if self.has_open_clip_layout:
             self.norm_self_mlp = nn.LayerNorm(width, eps)
@@ -219,6 +223,15 @@ def text_mask(attention_mask: Tensor | None, *, has_cls: bool, layout: str) -> T
     if has_cls and layout == "open_clip":
         mask[:, -1] = F.pad(valid, (1, 0), value=True)
     return mask[:, None]
+
+
+def last_valid(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return the state at the last valid position of each row, ``[B, D]``; the first if a row has none."""
+    if attention_mask is None:
+        return hidden_states[:, -1]
+    T = attention_mask.shape[1]
+    index = (attention_mask.to(torch.long) * torch.arange(T, device=attention_mask.device)).argmax(1)
+    return hidden_states[torch.arange(len(index), device=index.device), index]
 
 
 def _dropout(config: CocaConfig) -> nn.Module:

@@ -26,7 +26,9 @@ class CocaImageEncoder(nn.Module):
         is_pre = config.layout == "open_clip"
         self.norm_pre = norm if is_pre else nn.Identity()
         self.blocks = nn.ModuleList(
-            CocaBlock(config, width, config.image_heads, config.image_mlp_ratio, i, is_causal=False)
+            CocaBlock(
+                config, width, config.image_heads, config.image_mlp_ratio, i, depth=config.image_layers, is_causal=False
+            )
             for i in range(config.image_layers)
         )
         self.norm = nn.Identity() if is_pre else norm
@@ -84,7 +86,15 @@ class CocaTextDecoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(config.max_text_length, width))
         self.cls_token = nn.Parameter(torch.empty(width))
         self.blocks = nn.ModuleList(
-            CocaBlock(config, width, config.text_heads, config.text_mlp_ratio, i, is_causal=True)
+            CocaBlock(
+                config,
+                width,
+                config.text_heads,
+                config.text_mlp_ratio,
+                i,
+                depth=config.num_hidden_layers,
+                is_causal=True,
+            )
             for i in range(config.text_layers)
         )
         self.norm_cls = nn.LayerNorm(width, config.layer_norm_eps)
