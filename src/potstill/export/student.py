@@ -22,7 +22,6 @@ from potstill.export.card import model_card
 from potstill.taps.inputs import model_inputs
 
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
-_HELPERS = ("parts.", "student.", "module.", "_orig_mod.")
 
 
 def export_student(
@@ -150,17 +149,15 @@ def _load(student: nn.Module, folder: Path) -> nn.Module:
 def _refuse_helpers(student: nn.Module) -> None:
     if not isinstance(student, nn.Module):
         raise InputError("is no model", where="student", expected="nn.Module", got=type(student))
-    names = student.state_dict().keys()
-    tops = {name for name, _ in student.named_children()}
-    for prefix in _HELPERS:
-        wraps_all = bool(names) and all(n.startswith(prefix) for n in names) and prefix in ("module.", "_orig_mod.")
-        if wraps_all or {"student", "parts"} <= tops:
-            raise InputError(
-                "the student is still wrapped",
-                where="student",
-                got=type(student).__name__,
-                hint="Export the model inside: of a DistillModule that is module.student.",
-            )
+    children = [name for name, _ in student.named_children()]
+    # DistillModule; then DDP and torch.compile, whose only child is the model.
+    if {"student", "parts"} <= set(children) or children in (["module"], ["_orig_mod"]):
+        raise InputError(
+            "the student is still wrapped",
+            where="student",
+            got=type(student).__name__,
+            hint=f"Export the model inside: .{children[0]}",
+        )
 
 
 def _check_names(student: nn.Module, folder: Path) -> None:

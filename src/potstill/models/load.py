@@ -330,7 +330,7 @@ def _check_complete(info: dict[str, Any], folder: Path, name: str) -> None:
     unexpected = sorted(info.get("unexpected_keys") or ())
     if unexpected:
         warnings.warn(
-            f"{folder}: {len(unexpected)} weights are not part of {name} and were left out: {', '.join(unexpected[:4])}",
+            f"{folder}: {len(unexpected)} weights are no part of {name} and were left out: {', '.join(unexpected[:4])}",
             stacklevel=3,
         )
 
