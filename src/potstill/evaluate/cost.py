@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def cost(model: nn.Module, batch: Mapping[str, Any], repeats: int = 10) -> dict[
     is_cuda = device.type == "cuda"
     with measuring(model):
         # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(**inputs)
         for _ in range(2):
             model(**inputs)
@@ -73,6 +74,22 @@ def weight_size(model: nn.Module) -> tuple[int, int]:
             # Tied weights are one storage seen twice; a whole-tensor view has the same address and length.
             saved[(tensor.device, tensor.data_ptr(), tensor.numel()) if tensor.numel() else id(tensor)] = tensor
     return parameters, sum(t.numel() * t.element_size() for t in saved.values())
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for a gradient meanwhile.
+
+    The counter of torch 2.13 fails in inference mode on a module whose input is a parameter, such as learned queries.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:

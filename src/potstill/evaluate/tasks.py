@@ -195,6 +195,7 @@ def _can_answer(output: Any, task: str, labels: torch.Tensor) -> bool:
 
 
 def _objects_of_scenes() -> ObjectsOf:
-    from potstill.data.scenes.wording import objects_in_caption
+    from potstill.data.scenes.wording import LANGUAGES, objects_in_caption
 
-    return objects_in_caption
+    # Captions of a user's own data may be in any language; the scenes know none of their things then.
+    return lambda text, language: objects_in_caption(text, language) if language in LANGUAGES else ()

@@ -19,6 +19,7 @@ from torch import nn
 
 from potstill.errors import InputError, IntegrityError
 from potstill.export.card import model_card
+from potstill.models.load import without_progress_bars
 from potstill.taps.inputs import model_inputs
 
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
@@ -62,8 +63,9 @@ def export_student(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        _write(student, partial, processor)
-        verify_export(student, partial, batch)
+        with without_progress_bars():
+            _write(student, partial, processor)
+            verify_export(student, partial, batch)
         (partial / CARD_FILE).write_text(model_card(_known(student) | dict(facts or {})), encoding="utf-8")
         _flush(partial)
         partial.chmod(0o777 & ~_umask())

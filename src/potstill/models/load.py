@@ -7,6 +7,8 @@ import importlib
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,7 +75,8 @@ def load_model(
     if allow_remote_code:
         options["trust_remote_code"] = True
     try:
-        model, info = model_class.from_pretrained(folder, local_files_only=True, **options)
+        with without_progress_bars():
+            model, info = model_class.from_pretrained(folder, local_files_only=True, **options)
     except PotstillError as error:
         raise error.at(str(folder)) from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -174,6 +177,20 @@ def check_safetensors(path: Path) -> None:
         ) from error
     if not names:
         raise IntegrityError("holds no tensor", where=str(path))
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for what takes a moment; the setting is put back afterwards."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _dtype(dtype: torch.dtype | str | None, where: str) -> torch.dtype:
