@@ -139,5 +139,5 @@ def build_projector(
             hint='Use "linear" for token features.',
         )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds accelerators for good
         return projector(shape_s[axis], shape_t[axis])

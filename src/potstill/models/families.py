@@ -159,6 +159,22 @@ def _tower(name: str, blocks: str, config: str, mask: str | None = None, **field
 
 _register(
     Family(
+        "coca",
+        ("potstill_coca",),
+        (
+            ModuleSpec(
+                "image_encoder", "image_encoder.blocks", None, "image_layers", "image_width", "image_heads", None
+            ),
+            *(
+                ModuleSpec(name, f"{name}.blocks", "attention_mask", depth, "text_width", "text_heads", None)
+                for name, depth in (("text_decoder", "text_layers"), ("multimodal_decoder", "multimodal_layers"))
+            ),
+        ),
+        follows=(("pooler_heads", "text_heads"),),  # the MLPs are a ratio of the width and need no field here
+    )
+)
+_register(
+    Family(
         "clip",
         ("clip",),
         (
