@@ -140,6 +140,7 @@ class StageSection(Section):
     policy: PolicySection | Literal["none"] | None = None
     train: dict[str, Any] | None = None
     freeze: list[str] | None = None
+    inputs: list[str] | None = None
 
 
 class Recipe(Section):
@@ -154,6 +155,9 @@ class Recipe(Section):
     modules: dict[str, ModuleSection] | None = Field(None, description="null = those of the model's family.")
     objectives: list[ObjectiveSection] = Field(min_length=1)
     policy: PolicySection | None = Field(None, description="null = all objectives play always.")
+    inputs: list[str] | None = Field(
+        None, description="Batch keys both models are given; null = those their forward names, without labels."
+    )
     freeze: list[str] = Field(default_factory=list, description="Modules of the student that stay as they are.")
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
@@ -168,7 +172,7 @@ class Recipe(Section):
             base = self.model_dump(exclude={"stages"})
             for key in ("data", "train"):
                 base[key].update(getattr(stage, key) or {})
-            for key in ("objectives", "freeze"):
+            for key in ("objectives", "freeze", "inputs"):
                 if getattr(stage, key) is not None:
                     base[key] = stage.model_dump()[key]
             for key in ("teacher", "policy"):

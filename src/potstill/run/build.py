@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
 from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
 from potstill.students import STUDENTS
+from potstill.students import build_student as make_student
 from potstill.taps import expand_paths
 from potstill.train import DistillationArguments
 
@@ -59,20 +61,21 @@ def build_teacher(recipe: Recipe) -> nn.Module | None:
 
 
 def build_student(recipe: Recipe, teacher: nn.Module | None, source: DataSource) -> nn.Module:
-    """Build the student; the builder gets what it declares of teacher, source and seed."""
+    """Build the student; a builder that declares a seed or the data's fields gets the run's."""
     section = recipe.student
-    builder = STUDENTS.get(section.builder, "student.builder")
-    offered = {"teacher": teacher, "source": source, "seed": recipe.seed}
-    declared = builder.__code__.co_varnames[: builder.__code__.co_argcount + builder.__code__.co_kwonlyargcount]
-    fixed = {k: v for k, v in offered.items() if k in declared}
-    if "teacher" in fixed and teacher is None:
+    declared = inspect.signature(STUDENTS.get(section.builder, "student.builder")).parameters
+    arguments = section.options
+    if "seed" in declared:
+        arguments.setdefault("seed", recipe.seed)
+    if "data_fields" in declared:
+        arguments["data_fields"] = source.model_fields
+    if teacher is None and section.builder in ("depth", "width", "config"):
         raise RecipeError(
             f'the builder "{section.builder}" makes a student from the teacher, but there is none',
             where="student.builder",
             hint='Name a teacher, or use builder: "new".',
         )
-    built = call_with_options(builder, section.options, "student", **fixed)
-    return built[0] if isinstance(built, tuple) else built
+    return make_student(section.builder, teacher, arguments)[0]
 
 
 def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> list[DistilledModule]:

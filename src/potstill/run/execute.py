@@ -104,7 +104,7 @@ def prepare(
     dataset = source.split("train")
     batch = source.collator([dataset[0], dataset[1]])
     objectives = build_objectives(recipe, modules, batch)
-    module = DistillModule(student, objectives)
+    module = DistillModule(student, objectives, inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
     if recipe.train.gradient_checkpointing:
         if not hasattr(student, "gradient_checkpointing_enable"):
@@ -112,7 +112,9 @@ def prepare(
         student.gradient_checkpointing_enable({"use_reentrant": False})
     live = None
     if teacher is not None:
-        live = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps)
+        live = LiveTeacher(
+            teacher, outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=recipe.inputs
+        )
     trainer = DistillationTrainer(
         module,
         teacher=live,
