@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from potstill.errors import RecipeError
+from potstill.recipe.check import check
+
 
 class Section(BaseModel):
     """A mapping of the recipe whose unknown keys are errors."""
@@ -168,7 +171,7 @@ class Recipe(Section):
         if not self.stages:
             return [("main", self)]
         rows = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             base = self.model_dump(exclude={"stages"})
             for key in ("data", "train"):
                 base[key].update(getattr(stage, key) or {})
@@ -179,5 +182,8 @@ class Recipe(Section):
                 value = getattr(stage, key)
                 if value is not None:
                     base[key] = None if value == "none" else value.model_dump()
-            rows.append((stage.name, type(self).model_validate(base)))
+            try:
+                rows.append((stage.name, check(type(self), base)))
+            except RecipeError as error:
+                raise error.at(f"stages[{i}]") from None
         return rows

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -96,6 +96,7 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             teacher.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
+        self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",
