@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Data: the embedded emoji scenes, and the way in for data of your own."""

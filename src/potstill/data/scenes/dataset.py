@@ -1,0 +1,257 @@
+"""The scenes as a map-style dataset: sample i of a split is the same picture and text on every machine, always."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from potstill.data.scenes import entailment, nlvr2, vqa
+from potstill.data.scenes.composer import Painter, Scene, SceneBuilder
+from potstill.data.scenes.draws import Draws, draws_for, make_key
+from potstill.data.scenes.pack import load_pack
+from potstill.data.scenes.splits import get_split, heldout_partners
+from potstill.data.scenes.wording import (
+    ENTAILMENT_LABELS,
+    NLVR2_LABELS,
+    caption,
+    check_languages,
+    closed_answers,
+    name_list,
+)
+from potstill.data.scenes.world import World
+from potstill.errors import InputError, suggest
+
+TASKS = ("caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation")
+
+
+class SceneDataset(Dataset):
+    """Emoji scenes with captions, questions, claims and picture pairs.
+
+    A sample is a pure function of the arguments and its index: nothing is stored, no random state is kept, and any
+    number of workers, any order and any resumed run see the same data.
+
+    Args:
+        split: "train", "validation", "test", "heldout_vendor", "heldout_pairs" or "heldout_language".
+        tasks: Of "caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation"; every run of
+            ``len(tasks)`` samples holds each entry once, in random order. Name a task twice to get more of it. None =
+            the split's own (the first four; retrieval and translation for "heldout_language").
+        size: Number of samples; None = 1,000,000 for train, 2,000 else.
+        seed: Another seed is another set of scenes.
+        image_size: Side of the pictures in pixels; even, 32 to 128.
+        concepts: How many concepts, from the front of the pack's fixed order.
+        min_objects: Fewest things in a picture.
+        max_objects: Most things in a picture, 1 to 4.
+        vendors: Drawing styles; None = the split's own.
+        languages: Languages of captions, retrieval and translation; None = the split's own (("en",), but ("es",) for
+            "heldout_language"). Questions and claims are English.
+        masks: Also give ``masks`` and ``concept_map`` for every sample.
+        extra_packs: Folders with further vendors (see ``tools/build_scene_pack.py``).
+
+    Attributes:
+        answers: Every answer a vqa question can have.
+        task_labels: Classes of each task that has classes.
+        concepts: The concepts that occur.
+
+    Each sample is a dict:
+        ``task``, ``kind`` (question or template), ``index``, ``language``; ``images`` uint8 ``[I, H, W, 3]`` (I = 2 for
+        nlvr2, else 1); ``text`` (question, claim, or caption); ``truth`` (the right answer, or the caption again);
+        ``label`` (class number, -100 where there is none); ``scenes`` (one record for each image); with masks also
+        ``masks`` uint8 ``[I, H, W]`` and ``concept_map`` int16 ``[I, H, W]``.
+
+    Raises:
+        InputError: if an argument is out of range or names something unknown.
+        IntegrityError: if the pack is damaged.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        tasks: Sequence[str] | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        image_size: int = 48,
+        concepts: int = 96,
+        min_objects: int = 1,
+        max_objects: int = 4,
+        vendors: Sequence[str] | None = None,
+        languages: Sequence[str] | None = None,
+        masks: bool = False,
+        extra_packs: Sequence[str | Path] = (),
+    ):
+        self.split = get_split(split)
+        self.tasks = _check_tasks(self.split.tasks if tasks is None else tasks, self.split.name)
+        self.size = self.split.size if size is None else size
+        self.seed, self.image_size, self.masks = seed, image_size, masks
+        self.languages = check_languages(self.split.languages if languages is None else languages)
+        pack = load_pack(tuple(str(folder) for folder in extra_packs))
+        self.vendors = (vendors,) if isinstance(vendors, str) else tuple(vendors or self.split.vendors)
+        _check_numbers(self, len(pack.concepts), concepts, min_objects, max_objects)
+
+        self.concepts = pack.concepts[:concepts]
+        partners = heldout_partners(tuple(c.hex for c in self.concepts))
+        builder = SceneBuilder(concepts, self.vendors, partners, self.split.pairs, min_objects, max_objects)
+        self.world = World(pack, self.concepts, self.vendors, builder)
+        self.painter = Painter(pack, concepts, self.vendors, image_size)
+        self.answers = closed_answers(self.concepts)
+        self.task_labels = {
+            "vqa": self.answers,
+            "entailment": list(ENTAILMENT_LABELS),
+            "nlvr2": list(NLVR2_LABELS),
+        }
+        self._answer_numbers = {answer: number for number, answer in enumerate(self.answers)}
+        self._pair_kinds = tuple(
+            kind
+            for kind in nlvr2.KINDS
+            if builder.min_objects < builder.max_objects or kind not in nlvr2.COMPARES_NUMBERS
+        )
+        self._scene_key = make_key("scene", self.split.name, seed)
+        self._order_key = make_key("order", self.split.name, seed)
+        self._makers: dict[str, Callable[[Draws], dict[str, Any]]] = {
+            task: getattr(self, f"_make_{task}") for task in dict.fromkeys(self.tasks)
+        }
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the samples of a batch; the pictures share one block of memory."""
+        indices = [self._check_index(index) for index in indices]
+        samples = []
+        for index, task, draws in zip(indices, self.tasks_of(indices), draws_for(self._scene_key, indices)):
+            sample = self._makers[task](draws)
+            sample["task"], sample["index"] = task, index
+            samples.append(sample)
+        pictures = self.painter.paint([scene for sample in samples for scene in sample["scenes"]])
+        start = 0
+        for sample in samples:
+            stop = start + len(sample["scenes"])
+            sample["images"] = pictures[start:stop]
+            start = stop
+            if self.masks or sample["task"] == "segmentation":
+                pairs = [self.painter.masks(scene) for scene in sample["scenes"]]
+                sample["masks"] = np.stack([instances for instances, _ in pairs])
+                sample["concept_map"] = np.stack([concepts for _, concepts in pairs])
+        return samples
+
+    def tasks_of(self, indices: Sequence[int]) -> list[str]:
+        """Return the task of each sample: within every run of ``len(tasks)`` indices, each entry once."""
+        number = len(self.tasks)
+        if number == 1:
+            return [self.tasks[0]] * len(indices)
+        runs = draws_for(self._order_key, [index // number for index in indices])
+        return [run.shuffled(self.tasks)[index % number] for run, index in zip(runs, indices)]
+
+    def _check_index(self, index: int) -> int:
+        index = operator.index(index)
+        if index < 0:
+            index += self.size
+        if not 0 <= index < self.size:
+            raise IndexError(f"sample {index} of {self.size}")
+        return index
+
+    def _make_caption(self, draws: Draws) -> dict[str, Any]:
+        scene = self.world.builder.build(draws)
+        language = draws.pick(self.languages)
+        text = caption(scene, self.concepts, language)
+        if language != "en":
+            text = f"[{language}] {text}"
+        return _sample(language, "caption", (scene,), text, text, -100)
+
+    def _make_vqa(self, draws: Draws) -> dict[str, Any]:
+        kind = draws.pick(vqa.KIND_NAMES)
+        scene, question, answer = vqa.KINDS[kind](draws, self.world)
+        return _sample("en", kind, (scene,), question, answer, self._answer_numbers[answer])
+
+    def _make_entailment(self, draws: Draws) -> dict[str, Any]:
+        kind = draws.pick(entailment.KIND_MIX)
+        scene, claim, label = entailment.KINDS[kind](draws, self.world)
+        return _sample("en", kind, (scene,), claim, ENTAILMENT_LABELS[label], label)
+
+    def _make_nlvr2(self, draws: Draws) -> dict[str, Any]:
+        kind = draws.pick(self._pair_kinds)
+        pair, sentence, label = nlvr2.KINDS[kind](draws, self.world)
+        return _sample("en", kind, pair, sentence, NLVR2_LABELS[label], label)
+
+    def _make_retrieval(self, draws: Draws) -> dict[str, Any]:
+        scene = self.world.builder.build(draws)
+        language = draws.pick(self.languages)
+        text = caption(scene, self.concepts, language)
+        return _sample(language, "retrieval", (scene,), text, text, -100)
+
+    def _make_translation(self, draws: Draws) -> dict[str, Any]:
+        scene = self.world.builder.build(draws)
+        language = draws.pick([code for code in self.languages if code != "en"])
+        text = name_list(scene, self.concepts, "en")
+        return _sample(language, "translation", (scene,), text, name_list(scene, self.concepts, language), -100)
+
+    def _make_segmentation(self, draws: Draws) -> dict[str, Any]:
+        scene = self.world.builder.build(draws)
+        return _sample("en", "segmentation", (scene,), "", "", -100)
+
+
+def _sample(language: str, kind: str, scenes: tuple[Scene, ...], text: str, truth: str, label: int) -> dict[str, Any]:
+    return {"kind": kind, "language": language, "scenes": scenes, "text": text, "truth": truth, "label": label}
+
+
+def _check_tasks(tasks: Sequence[str], split: str) -> tuple[str, ...]:
+    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f'unknown task "{task}"', where="tasks", hint=suggest(str(task), TASKS))
+    if not tasks:
+        raise InputError("no task is given", where="tasks", expected=", ".join(TASKS))
+    if split == "heldout_language":
+        english = sorted({"vqa", "entailment", "nlvr2"}.intersection(tasks))
+        if english:
+            raise InputError(
+                f"{', '.join(english)} speak English, so there is no held-out language to test",
+                where="tasks",
+                expected="caption, retrieval or translation",
+                hint="Use another split, or leave tasks out to get the split's own.",
+            )
+    return tasks
+
+
+def _check_numbers(data: SceneDataset, available: int, concepts: int, low: int, high: int) -> None:
+    fewest = 40 if data.split.pairs == "need" else 12
+    checks = [
+        (isinstance(data.size, int) and data.size > 0, "size", "a positive number of samples", data.size),
+        (isinstance(data.seed, int) and not isinstance(data.seed, bool), "seed", "a whole number", data.seed),
+        (
+            isinstance(data.image_size, int) and data.image_size % 2 == 0 and 32 <= data.image_size <= 128,
+            "image_size",
+            "an even number from 32 to 128",
+            data.image_size,
+        ),
+        (
+            isinstance(concepts, int) and fewest <= concepts <= available,
+            "concepts",
+            f"{fewest} to {available} for this split",
+            concepts,
+        ),
+        (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= 4, "min_objects, max_objects",
+         "1 <= min_objects <= max_objects <= 4", (low, high)),
+        (
+            data.split.pairs != "need" or high >= 2,
+            "max_objects",
+            "2 or more: a held-out pair is two things",
+            high,
+        ),
+        (
+            "translation" not in data.tasks or any(code != "en" for code in data.languages),
+            "languages",
+            "a language besides en, to translate to",
+            data.languages,
+        ),
+    ]  # fmt: skip
+    for fine, where, expected, got in checks:
+        if not fine:
+            raise InputError("out of range", where=where, expected=expected, got=got)

@@ -1,0 +1,100 @@
+"""The English of the scenes, in one place: captions, their parser, and the closed list of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from potstill.data.scenes.composer import BACKGROUND_NAMES, POSITIONS, SIZES, Scene
+from potstill.data.scenes.pack import Concept, load_pack
+from potstill.errors import InputError, suggest
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "grey", "black")
+NUMBERS = ("0", "1", "2", "3", "4")
+LANGUAGES = ("en", "de", "fr", "es", "zh")
+NOTHING = "nothing"
+ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
+NLVR2_LABELS = ("false", "true")
+
+
+def closed_answers(concepts: Sequence[Concept]) -> list[str]:
+    """Return every answer a question about these concepts can have, in a fixed order."""
+    plain = ["yes", "no", *SIZES, *NUMBERS, *POSITIONS, *COLOURS, *BACKGROUND_NAMES, NOTHING]
+    return list(dict.fromkeys([*plain, *(c.name for c in concepts)]))
+
+
+def caption(scene: Scene, concepts: Sequence[Concept], language: str = "en") -> str:
+    """Return the caption of a scene: every visible thing in reading order.
+
+    English says where each one stands ("a dog top left, an apple bottom right"); other languages list the names.
+    """
+    if language == "en":
+        return ", ".join(f"{concepts[t.concept].with_article} {POSITIONS[t.cell]}" for t in scene.visible)
+    return name_list(scene, concepts, language)
+
+
+def name_list(scene: Scene, concepts: Sequence[Concept], language: str) -> str:
+    """Return the names of the visible things in reading order, in one language."""
+    return ", ".join(concepts[t.concept].names[language] for t in scene.visible)
+
+
+def objects_in_caption(text: str, language: str = "en") -> set[tuple[str, str | None]]:
+    """Return the things a caption names, for scoring: pairs of (English name, position).
+
+    A part that names no known thing is left out. Position is None where the part gives none, as in the name lists of
+    other languages.
+
+    Args:
+        text: A caption, by a person or a model; spaces before commas and a language tag do no harm.
+        language: Language of the names.
+
+    Raises:
+        InputError: if the language is not one of the pack's.
+    """
+    check_languages((language,))
+    known = _names_in(language)
+    found: set[tuple[str, str | None]] = set()
+    for part in text.lower().replace("、", ",").split(","):
+        words = [w for w in part.split() if not w.startswith("[")]
+        position = " ".join(words[-2:])
+        if position in POSITIONS:
+            words = words[:-2]
+        else:
+            position = None
+        if language == "en" and words and words[0] in ("a", "an"):
+            words = words[1:]
+        name = known.get(_squeezed(" ".join(words), language))
+        if name is not None:
+            found.add((name, position))
+    return found
+
+
+def check_languages(languages: Sequence[str]) -> tuple[str, ...]:
+    """Return the languages as a tuple.
+
+    Raises:
+        InputError: if one is not in the pack, or there is none.
+    """
+    if isinstance(languages, str):
+        languages = (languages,)
+    for language in languages:
+        if language not in LANGUAGES:
+            raise InputError(
+                f'unknown language "{language}"', where="languages", hint=suggest(str(language), LANGUAGES)
+            )
+    if not languages:
+        raise InputError("no language is given", where="languages", expected=", ".join(LANGUAGES))
+    return tuple(languages)
+
+
+@lru_cache(maxsize=len(LANGUAGES))
+def _names_in(language: str) -> dict[str, str]:
+    """English names by lower-case name; of two concepts with one name, the one that comes first."""
+    names: dict[str, str] = {}
+    for concept in load_pack().concepts:
+        names.setdefault(_squeezed(concept.names[language].lower(), language), concept.name)
+    return names
+
+
+def _squeezed(name: str, language: str) -> str:
+    return name.replace(" ", "") if language == "zh" else name
