@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import potstill.losses as losses
+import potstill.data.scene_source  # noqa: F401 - registers "scenes"
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError, suggest
 from potstill.models.load import load_model
