@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from potstill.errors import InputError
 from potstill.models.coca_config import CocaConfig
 from potstill.models.coca_inputs import BATCH_KEYS_NOT_READ, check_images, check_labels, check_targets, check_text
-from potstill.models.coca_layers import CocaAttention, CocaBlock, CocaMLP, CocaMultimodalBlock, CocaPooler, last_valid
+from potstill.models.coca_layers import CocaPooler, last_valid
 from potstill.models.coca_losses import info_nce, mean_cross_entropy
 from potstill.models.coca_parts import CocaImageEncoder, CocaImagePooler, CocaMultimodalDecoder, CocaTextDecoder
 
@@ -128,14 +128,10 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         config, init = self.config, initialization
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
+            depth = getattr(module, "residual_depth", None)
+            init.normal_(module.weight, std=(module.in_features * (2 * depth if depth else 1)) ** -0.5)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, CocaBlock | CocaMultimodalBlock):
-            for part in module.modules():
-                if isinstance(part, CocaAttention | CocaMLP):
-                    last = part.out_proj if isinstance(part, CocaAttention) else part.fc2
-                    init.normal_(last.weight, std=(2 * module.depth * last.in_features) ** -0.5)
         elif isinstance(module, CocaPooler):
             init.normal_(module.query, std=1.0)
         elif isinstance(module, CocaImageEncoder | CocaTextDecoder):

@@ -112,7 +112,8 @@ class CocaConfig(PreTrainedConfig):
         for key in kwargs:
             if not (key.startswith("_") or key in _INHERITED_KEYS or key in _generation_keys()):
                 raise InputError(f'unknown field "{key}"', where="CocaConfig", hint=suggest(key, known))
-        self.task_labels = dict(self.task_labels or {})
+        # Sorted, as in the saved file, so that parameters come in the same order before saving and after loading.
+        self.task_labels = dict(sorted((self.task_labels or {}).items()))
         super().__post_init__(**kwargs)
         self._check()
 

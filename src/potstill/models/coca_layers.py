@@ -125,12 +125,12 @@ class CocaBlock(GradientCheckpointingLayer):
         self, config: CocaConfig, width: int, heads: int, ratio: float, layer_idx: int, *, depth: int, is_causal: bool
     ):
         super().__init__()
-        self.depth = depth  # blocks in a row, for the start of the weights
         self.norm_self = nn.LayerNorm(width, config.layer_norm_eps)
         self.self_attn = CocaAttention(config, width, heads, layer_idx, is_causal=is_causal)
         self.norm_mlp = nn.LayerNorm(width, config.layer_norm_eps)
         self.mlp = CocaMLP(config, width, ratio)
         self.dropout = _dropout(config)
+        _mark_last(depth, self.self_attn, self.mlp)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Map hidden states ``[B, T, D]`` to ``[B, T, D]``; ``attention_mask`` as in ``eager_attention``."""
@@ -150,17 +150,18 @@ class CocaMultimodalBlock(GradientCheckpointingLayer):
         width, heads, eps = config.text_width, config.text_heads, config.layer_norm_eps
         self.norm_self = nn.LayerNorm(width, eps)
         self.self_attn = CocaAttention(config, width, heads, layer_idx, is_causal=True)
-        self.depth = config.num_hidden_layers
         self.has_open_clip_layout = config.layout == "open_clip"
         if self.has_open_clip_layout:
             self.norm_self_mlp = nn.LayerNorm(width, eps)
             self.self_mlp = CocaMLP(config, width, config.text_mlp_ratio)
             self.norm_memory = nn.LayerNorm(width, eps)
+            _mark_last(config.num_hidden_layers, self.self_mlp)
         self.norm_cross = nn.LayerNorm(width, eps)
         self.cross_attn = CocaAttention(config, width, heads, layer_idx)
         self.norm_mlp = nn.LayerNorm(width, eps)
         self.mlp = CocaMLP(config, width, config.text_mlp_ratio)
         self.dropout = _dropout(config)
+        _mark_last(config.num_hidden_layers, self.self_attn, self.cross_attn, self.mlp)
 
     def forward(
         self,
@@ -236,3 +237,10 @@ def last_valid(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 def _dropout(config: CocaConfig) -> nn.Module:
     return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+
+def _mark_last(depth: int, *branches: nn.Module) -> None:
+    # Read by CocaModel._init_weights: what a branch adds to the residual stream starts smaller in a deep stack.
+    for branch in branches:
+        last = branch.out_proj if isinstance(branch, CocaAttention) else branch.fc2
+        last.residual_depth = depth
