@@ -10,7 +10,8 @@ from torch import nn
 
 from potstill.align.layers import layer_map, parse_layer_map
 from potstill.errors import RecipeError, ShapeError, suggest
-from potstill.models.families import Family, family_of
+from potstill.models.families import family_of
+from potstill.models.family_spec import Family
 from potstill.models.paths import block_lists, expand_path
 
 _KEYS = ("student", "teacher", "map", "mask")

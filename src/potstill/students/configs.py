@@ -50,7 +50,7 @@ def changed_config(config: Any, changes: Mapping[str, Any], where: str | None = 
             else:
                 setattr(here, last, value)
         except Exception as error:  # configurations of transformers check types on assignment, with errors of their own
-            raise InputError(f'the value of "{path}" is refused: {error}', where=where or path) from error
+            raise InputError(f'the value of "{path}" is refused: {one_line(error)}', where=where or path) from error
     return _checked(new, where)
 
 
@@ -82,8 +82,13 @@ def new_model(cls: type[nn.Module], config: Any, seed: int, dtype: torch.dtype, 
             return cls(config).to(dtype)
     except PotstillError:
         raise
-    except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-        raise InputError(f"{cls.__name__} cannot be built with these sizes: {error}", where=where) from error
+    except Exception as error:  # whatever a class makes of sizes that do not fit, the values are the cause
+        raise InputError(f"{cls.__name__} cannot be built with these sizes: {one_line(error)}", where=where) from error
+
+
+def one_line(error: Exception) -> str:
+    """The reason another library gives, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def student_dtype(teacher: nn.Module) -> torch.dtype:
@@ -125,4 +130,4 @@ def _checked(config: Any, where: str | None) -> Any:
     except PotstillError:
         raise
     except Exception as error:  # each configuration class has its own errors; all mean a value was refused
-        raise InputError(f"{type(config).__name__} refuses these sizes: {error}", where=where) from error
+        raise InputError(f"{type(config).__name__} refuses these sizes: {one_line(error)}", where=where) from error

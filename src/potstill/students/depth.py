@@ -12,7 +12,8 @@ from torch import nn
 
 from potstill.align.layers import layer_map
 from potstill.errors import InputError, RecipeError, suggest
-from potstill.models.families import Family, ModuleSpec, family_of
+from potstill.models.families import family_of
+from potstill.models.family_spec import ModuleSpec
 from potstill.models.paths import block_lists, expand_path
 from potstill.students.base import STUDENTS, StudentRecord, count_parameters
 from potstill.students.configs import changed_config, new_model, read_field, student_dtype
@@ -77,7 +78,7 @@ def build_depth_student(
 
 def module_specs(teacher: nn.Module, modules: Mapping[str, Any] | None) -> dict[str, ModuleSpec]:
     """Return the teacher's modules by name: those given by path, or else those of its family."""
-    family: Family | None = family_of(teacher)
+    family = family_of(teacher)
     if modules is None:
         if family is None:
             raise RecipeError(
@@ -123,7 +124,7 @@ def chosen_layers(teacher: nn.Module, specs: Mapping[str, ModuleSpec], layers: L
     kept = {}
     for name, n_t in counts.items():
         wanted = asked.get(name, n_t)
-        where = f"layers.{name}"
+        where = f"layers.{name}" if isinstance(layers, Mapping) else "layers"
         if isinstance(wanted, bool) or not isinstance(wanted, (int, Sequence)) or isinstance(wanted, str):
             raise InputError("not a number of layers", where=where, expected="an integer or a list of them", got=wanted)
         if isinstance(wanted, int):

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from potstill.errors import InputError, RecipeError, suggest
-from potstill.models.families import ModuleSpec, family_of
+from potstill.models.families import family_of
+from potstill.models.family_spec import ModuleSpec
 from potstill.students.base import STUDENTS, StudentRecord, count_parameters
 from potstill.students.configs import changed_config, config_of, new_model, read_field, student_dtype
 from potstill.students.copying import Copied, copy_tensors
@@ -70,7 +71,7 @@ def build_width_student(
     asked = {"width": width, "heads": heads, "ffn": ffn}
     sizes = {what: _by_module(specs, value, what) for what, value in asked.items()}
 
-    changes = _Changes()
+    changes = _Changes({what for what, value in asked.items() if isinstance(value, Mapping)})
     for name, spec in specs.items():
         _plan(changes, config, spec, {what: by.get(name) for what, by in sizes.items()}, is_sliced=init == "sliced")
     family = family_of(teacher)
@@ -104,15 +105,20 @@ def build_width_student(
 class _Changes:
     """New values of configuration fields, each with the module that asked for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_module: set[str]) -> None:
+        self.by_module = by_module
         self.values: dict[str, int] = {}
         self.said_by: dict[str, str] = {}
+
+    def place(self, what: str, module: str) -> str:
+        """Where in the recipe the user said it."""
+        return f"{what}.{module}" if what in self.by_module else what
 
     def set(self, path: str, value: int, module: str, what: str) -> None:
         if self.values.get(path, value) != value:
             raise InputError(
                 f"{self.said_by[path]} and {module} share the field {path}",
-                where=f"{what}.{module}",
+                where=self.place(what, module),
                 expected=f"{self.values[path]} like {self.said_by[path]}",
                 got=value,
             )
@@ -145,7 +151,7 @@ def _plan(
     )
     width = asked["width"] if asked["width"] is not None else width_t
     if width > width_t:
-        raise InputError(f"the teacher's {spec.name} is {width_t} wide", where=f"width.{spec.name}",
+        raise InputError(f"the teacher's {spec.name} is {width_t} wide", where=changes.place("width", spec.name),
                          expected=f"1 to {width_t}", got=width)  # fmt: skip
     if asked["width"] is not None:
         changes.set(spec.width, width, spec.name, "width")
@@ -154,7 +160,7 @@ def _plan(
     if asked["ffn"] is not None:
         if is_sliced and isinstance(ffn_t, int) and asked["ffn"] > ffn_t:
             raise InputError(f"the teacher's {spec.name} has {ffn_t} hidden units to slice from",
-                             where=f"ffn.{spec.name}", got=asked["ffn"])  # fmt: skip
+                             where=changes.place("ffn", spec.name), got=asked["ffn"])  # fmt: skip
         changes.set(spec.ffn, asked["ffn"], spec.name, "ffn")
     elif isinstance(ffn_t, int) and width != width_t:
         changes.set(spec.ffn, max(1, round(ffn_t * width / width_t)), spec.name, "width")
@@ -180,19 +186,23 @@ def _plan_heads(
         near = " or ".join(str(n) for n in (below, below + step) if 0 < n <= width_t)
         raise InputError(
             f"{width} cannot be divided into heads of size {size_t} like the teacher's {spec.name}",
-            where=f"width.{spec.name}", expected=f"a multiple of {step}, such as {near}", got=width,
+            where=changes.place("width", spec.name), expected=f"a multiple of {step}, such as {near}", got=width,
             hint="Or give heads, the number of heads to divide it into.",
         )  # fmt: skip
     heads = asked if asked is not None else heads_t * width // width_t
     if is_coupled and width % heads:
-        raise InputError(f"width {width} of {spec.name} cannot be divided into {heads} heads",
-                         where=f"heads.{spec.name}", expected=f"a divisor of {width}", got=heads)  # fmt: skip
+        raise InputError(
+            f"width {width} of {spec.name} cannot be divided into {heads} heads",
+            where=changes.place("heads", spec.name),
+            expected=f"a divisor of {width}",
+            got=heads,
+        )
     size = width // heads if is_coupled else size_t
     if is_sliced and (size != size_t or heads > heads_t):
         raise InputError(
             f"slicing keeps heads whole, but {spec.name} would go from {heads_t} heads of size {size_t} to {heads} of "
             f"size {size}",
-            where=f"heads.{spec.name}",
+            where=changes.place("heads", spec.name),
             hint='Leave heads out, or use init: "random".',
         )
     changes.set(spec.heads, heads, spec.name, "heads")
@@ -201,11 +211,12 @@ def _plan_heads(
     kv_t = read_field(config, spec.kv_heads) if spec.kv_heads else None
     if kv_t is not None:
         kv = kv_t * heads // heads_t if (kv_t * heads) % heads_t == 0 else math.gcd(kv_t, heads)
-        if is_sliced and kv != 1 and heads_t // kv_t != heads // kv:
+        moved = next((i for i in range(heads) if i // (heads // kv) != i // (heads_t // kv_t)), None)
+        if is_sliced and moved is not None:
             raise InputError(
-                f"slicing keeps groups of heads whole, but {spec.name} has {heads_t // kv_t} heads to a key-value head "
-                f"and would have {heads // kv}",
-                where=f"width.{spec.name}",
+                f"slicing keeps what each head reads, but head {moved} of {spec.name}, which reads key-value head "
+                f"{moved // (heads_t // kv_t)}, would read {moved // (heads // kv)}",
+                where=changes.place("width", spec.name),
                 hint='Choose another width, or use init: "random".',
             )
         changes.set(spec.kv_heads, kv, spec.name, "heads")
