@@ -28,7 +28,9 @@ def write_fake_run(
     dump(folder / "samples.json", _samples(rng, has_teacher))
     events = _history(rng, steps, every, period, has_policy, has_teacher)
     (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (folder / "recipe.yaml").write_text(_RECIPE.format(name=name, steps=steps, policy="optima" if has_policy else "none"))
+    (folder / "recipe.yaml").write_text(
+        _RECIPE.format(name=name, steps=steps, policy="optima" if has_policy else "none")
+    )
     return folder
 
 
@@ -72,7 +74,14 @@ def _plan(name, steps, has_policy, has_teacher):
         for module, blocks in TEACHER_BLOCKS.items()
     }
     predictions = [
-        {"name": task, "loss": "kd_kl", "role": "prediction", "weight": 1.0, "module": None, "on": f"task_logits.{task}"}
+        {
+            "name": task,
+            "loss": "kd_kl",
+            "role": "prediction",
+            "weight": 1.0,
+            "module": None,
+            "on": f"task_logits.{task}",
+        }
         for task in TEACHER_SCORES
     ]
     hidden = [
@@ -83,7 +92,9 @@ def _plan(name, steps, has_policy, has_teacher):
         "version": 1,
         "name": name,
         "steps": steps,
-        "teacher": {"model": "builtin:scenes-teacher", "class": "CocaModel", "parameters": 3_912_448} if has_teacher else None,
+        "teacher": {"model": "builtin:scenes-teacher", "class": "CocaModel", "parameters": 3_912_448}
+        if has_teacher
+        else None,
         "student": {"model": "depth 2/2/2, width 96", "class": "CocaModel", "parameters": 1_204_224},
         "modules": [{"name": module, "pairs": pairs[module]} for module in MODULES] if has_policy else [],
         "objectives": predictions + (hidden if has_policy else []),
@@ -106,7 +117,9 @@ def _metrics(rng, kept, has_policy, has_teacher):
         scores["vqa"]["kinds"] = {kind: min(1, scores["vqa"]["accuracy"] + rng.uniform(-0.06, 0.03)) for kind in kinds}
         return scores
 
-    fidelity = {task: {"agreement": kept - 0.03, "kl": 0.4 * (1 - kept) + 0.05, "ece": 0.031} for task in TEACHER_SCORES}
+    fidelity = {
+        task: {"agreement": kept - 0.03, "kl": 0.4 * (1 - kept) + 0.05, "ece": 0.031} for task in TEACHER_SCORES
+    }
     cka = [
         {
             "module": module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ from markupsafe import Markup
 
 from potstill._version import __version__
 from potstill.errors import InputError
-from potstill.report.charts import swatch
+from potstill.report.charts import NARROW, WIDE, swatch
 from potstill.report.compare import collect_models, comparison, costs, details, score_chart
 from potstill.report.figures import arm_names, loss_panels, policy_view
 from potstill.report.load import Run, load_runs
 from potstill.report.maps import cka_groups, cka_models, layer_maps
 from potstill.report.samples import MARKS, collect_samples
 from potstill.report.summary import cards, lead
+from potstill.report.text import NONE
 
 COLOURS = 7
 
@@ -64,14 +66,15 @@ def _page(runs: list[Run]) -> dict[str, Any]:
     arms = [arm for run in runs for arm in arm_names(run)]
     arm_styles = {name: f"a{number % COLOURS}" for number, name in enumerate(dict.fromkeys(modules + arms))}
     models = collect_models(runs, run_styles)
-    panels, loss_notes = loss_panels(runs, run_styles)
+    panels, loss_notes = loss_panels(runs, run_styles, arm_styles)
     samples, more_samples = collect_samples(runs, run_styles)
     return {
         "title": " and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         "version": __version__,
         "css": Markup(_resource("report.css")),  # our own file: the only text that is not escaped
         "runs": [
-            {"label": run.label, "style": run_styles[run.label], "notes": notes(run), "recipe": run.recipe} for run in runs
+            {"label": run.label, "style": run_styles[run.label], "notes": notes(run), "recipe": run.recipe}
+            for run in runs
         ],
         "swatches": {style: swatch(style) for style in run_styles.values()},
         "lead": lead(runs),
@@ -79,8 +82,8 @@ def _page(runs: list[Run]) -> dict[str, Any]:
         "models": models,
         "comparison": comparison(models),
         "details": details(models),
-        "scores": score_chart(models, 720),
-        "scores_narrow": score_chart(models, 360),
+        "scores": score_chart(models, WIDE),
+        "scores_narrow": score_chart(models, NARROW),
         "loss_panels": panels,
         "loss_notes": loss_notes,
         "policies": [policy_view(run, arm_styles) for run in runs],
@@ -124,12 +127,14 @@ def _environment(runs: list[Run]) -> list[tuple[str, list[str]]]:
     known = [run.environment or {} for run in runs]
     if not any(known):
         return []
-    return [(key, [_value(env.get(key)) for env in known]) for key in dict.fromkeys(key for env in known for key in env)]
+    return [
+        (key, [_value(env.get(key)) for env in known]) for key in dict.fromkeys(key for env in known for key in env)
+    ]
 
 
 def _value(value: Any) -> str:
     if value is None:
-        return "–"
+        return NONE
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -148,7 +153,8 @@ def _write_whole(target: Path, html: str) -> None:
         draft.write_bytes(html.encode("utf-8", errors="replace"))
         os.replace(draft, target)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         hint = "Choose another file with out, or free some space."
         raise InputError("the report cannot be written", where=str(target), got=str(error), hint=hint) from error
 
@@ -173,5 +179,3 @@ def _template():
         loader=_PackageFiles(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html")
-
-

@@ -16,6 +16,7 @@ from potstill.report.svg import Bucket, Scale, band, drawing, element, fitted, p
 from potstill.report.text import percent, shorten, significant
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 16, 34
+WIDE, NARROW = 860, 360
 MARKERS = ("circle", "square", "diamond", "triangle")
 
 
@@ -67,7 +68,7 @@ def swatch(style: str) -> Markup:
     return element("svg", body, viewBox="0 0 32 14", width=32, height=14, class_="swatch", aria_hidden="true")
 
 
-def line_chart(lines: Sequence[Line], label: str, *, last_x: float, width: int = 360, height: int = 200) -> Markup:
+def line_chart(lines: Sequence[Line], label: str, *, last_x: float, width: int = NARROW, height: int = 200) -> Markup:
     """Draw means as lines and, where points were joined, their range as a band; gaps stay gaps."""
     values = [value for line in lines for point in line.points for value in (point.low, point.high)]
     x = Scale(0.0, max(last_x, 1.0), LEFT, width - RIGHT)
@@ -77,14 +78,13 @@ def line_chart(lines: Sequence[Line], label: str, *, last_x: float, width: int =
         centre = [(x(point.x), _at(y, point.mean)) for point in line.points]
         area = [(x(point.x), _at(y, point.low), _at(y, point.high)) for point in line.points]
         is_joined = any(point.low != point.high for point in line.points if math.isfinite(point.mean))
-        lonely = [spot for spot in _lonely(centre)]
         body.append(
             element(
                 "g",
                 element("title", line.name),
                 element("path", d=band(area), class_="band") if is_joined else "",
                 element("path", d=path(centre), class_="line"),
-                *(element("circle", cx=px, cy=py, r=1.8, class_="dot") for px, py in lonely),
+                *(element("circle", cx=px, cy=py, r=1.8, class_="dot") for px, py in _lonely(centre)),
                 class_=f"series {line.style}",
             )
         )
@@ -100,7 +100,7 @@ def posterior_chart(
     *,
     y_range: tuple[float, float],
     last_x: float,
-    width: int = 360,
+    width: int = NARROW,
     height: int = 200,
 ) -> Markup:
     """Draw an arm's posterior mean with its ± one standard deviation band, and the rewards it earned as dots.
@@ -147,7 +147,7 @@ def posterior_chart(
     return drawing(width, height, label, _frame(x, y, width, height), zero, body)
 
 
-def strip_chart(lanes: Sequence[Lane], label: str, *, last_x: float, width: int = 720) -> Markup:
+def strip_chart(lanes: Sequence[Lane], label: str, *, last_x: float, width: int = WIDE) -> Markup:
     """Draw when each lane was active: one row a lane, its name above, filled where it was on."""
     row, bar = 38, 16
     height = row * len(lanes) + BOTTOM - 4
@@ -172,7 +172,7 @@ def strip_chart(lanes: Sequence[Lane], label: str, *, last_x: float, width: int 
     return drawing(width, height, label, *body, _x_axis(x, width, height, row * len(lanes) + 1))
 
 
-def dot_chart(rows: Sequence[tuple[str, Sequence[Mark]]], label: str, *, width: int = 720) -> Markup:
+def dot_chart(rows: Sequence[tuple[str, Sequence[Mark]]], label: str, *, width: int = WIDE) -> Markup:
     """Draw shares on one axis, a row per task: the reference as an upright line, others as markers with ± error."""
     row = 40
     height = row * len(rows) + BOTTOM - 4
@@ -182,7 +182,10 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[Mark]]], label: str, *, width: 
     body = []
     for number, (name, marks) in enumerate(rows):
         y = row * number + 28.0
-        body += [text(1, y - 13, shorten(name, 60), class_="lane"), element("path", d=f"M8 {y}H{width - 18}", class_="rail")]
+        body += [
+            text(1, y - 13, shorten(name, 60), class_="lane"),
+            element("path", d=f"M8 {y}H{width - 18}", class_="rail"),
+        ]
         for mark in marks:
             if not math.isfinite(mark.value):
                 continue
@@ -215,7 +218,7 @@ def bar(share: float | None, style: str = "plain") -> Markup:
 def _frame(x: Scale, y: Scale, width: int, height: int) -> Markup:
     ticks = y.ticks(4)
     parts = []
-    for value, label in zip(ticks, tick_labels(ticks)):
+    for value, label in zip(ticks, tick_labels(ticks, is_log=y.is_log)):
         parts.append(element("path", d=f"M{LEFT} {y(value):.1f}H{width - RIGHT}", class_="grid"))
         parts.append(text(LEFT - 6.0, y(value) + 3.5, label, anchor="end"))
     return Markup("").join(parts) + _x_axis(x, width, height, height - BOTTOM)

@@ -11,7 +11,18 @@ from markupsafe import Markup
 from potstill.report.charts import Mark, bar, dot_chart
 from potstill.report.load import Run
 from potstill.report.schema import ModelMetrics, TaskScore
-from potstill.report.text import is_finite, milliseconds, percent, points, ratio, scaled, significant
+from potstill.report.text import (
+    NONE,
+    is_finite,
+    is_number,
+    joined,
+    milliseconds,
+    percent,
+    points,
+    ratio,
+    scaled,
+    significant,
+)
 
 SHARES = ("accuracy", "objects", "exact")
 COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
@@ -79,7 +90,7 @@ def collect_models(runs: list[Run], styles: dict[str, str]) -> list[Model]:
         own = {name: model for name, model in models.items() if model.role == "teacher"}
         for name, model in own.items():
             parameters = model.cost.parameters if model.cost else None
-            scores = {task: score.model_dump_json() for task, score in model.tasks.items()}
+            scores = {task: main_score(task, score) for task, score in model.tasks.items()}
             teachers.setdefault(repr((name, model.class_name, parameters, scores)), Model(name, model, run))
         named = [(name, model) for name, model in models.items() if model.role == "student"]
         for name, model in named:
@@ -101,7 +112,7 @@ def main_score(task: str, score: TaskScore | None) -> tuple[str, float | None]:
         if getattr(score, name) is not None:
             return name, getattr(score, name)
     for name, value in (score.model_extra or {}).items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if is_number(value):
             return name, float(value)
     return "", None
 
@@ -130,7 +141,11 @@ def comparison(models: list[Model]) -> list[Group]:
         if name in ("parameters", "bytes", "ms_per_sample")
     ]
     scores = [_score_row(models, task) for task in task_names(models)]
-    groups = [Group("Size and speed", sizes), Group("Score per task", scores), Group("Fidelity", _fidelity_rows(models))]
+    groups = [
+        Group("Size and speed", sizes),
+        Group("Score per task", scores),
+        Group("Fidelity to the teacher", _fidelity_rows(models)),
+    ]
     return [Group(group.name, rows) for group in groups if (rows := [row for row in group.rows if _is_filled(row)])]
 
 
@@ -145,17 +160,17 @@ def details(models: list[Model]) -> list[Group]:
             if score is None:
                 continue
             if is_finite(score.samples):
-                rows.setdefault("samples", {})[number] = significant(score.samples, 9)
+                rows.setdefault("samples", {})[number] = f"{score.samples:,.0f}"
             for name in SHARES:
                 if name != main and getattr(score, name) is not None:
                     rows.setdefault(name, {})[number] = percent(getattr(score, name))
             for name, value in (score.model_extra or {}).items():
-                if name != main and isinstance(value, (int, float)) and not isinstance(value, bool):
+                if name != main and is_number(value):
                     rows.setdefault(name, {})[number] = significant(float(value))
             for name, value in (score.kinds or {}).items():
                 rows.setdefault(f"kind: {name}", {})[number] = percent(value)
         filled = [
-            Row(label, cells=[Cell(cells.get(number, "–")) for number in range(len(models))])
+            Row(label, cells=[Cell(cells.get(number, NONE)) for number in range(len(models))])
             for label, cells in rows.items()
         ]
         if filled:
@@ -172,7 +187,9 @@ def costs(models: list[Model]) -> list[Row]:
         if largest > 0:
             shares = [value / largest if is_finite(value) else None for value in values]
             pairs = zip(models, values, shares)
-            rows.append(Row(label, cells=[Cell(show(v), bar=bar(s, model.style or "teacher")) for model, v, s in pairs]))
+            rows.append(
+                Row(label, cells=[Cell(show(v), bar=bar(s, model.style or "teacher")) for model, v, s in pairs])
+            )
     return rows
 
 
@@ -219,12 +236,14 @@ def _score_row(models: list[Model], task: str) -> Row:
                 sub.append(f"{points(change)} points" if name in SHARES else f"{significant(change)} to the teacher")
         if score is not None and is_finite(score.stderr):
             sub.append(f"s.e. {100 * score.stderr:.1f}" if name in SHARES else f"s.e. {significant(score.stderr)}")
-        cells.append(Cell(show(value), " · ".join(sub)))
+        cells.append(Cell(show(value), joined(sub)))
     _mark_best(models, scores, [value for _, value in found], cells)
     return Row(task, note=name, cells=cells)
 
 
-def _mark_best(models: list[Model], scores: list[TaskScore | None], values: list[float | None], cells: list[Cell]) -> None:
+def _mark_best(
+    models: list[Model], scores: list[TaskScore | None], values: list[float | None], cells: list[Cell]
+) -> None:
     """Mark the best student only where it leads every other by more than twice the standard error of the difference."""
     rivals = [
         (value, score.stderr, cell)
@@ -238,25 +257,23 @@ def _mark_best(models: list[Model], scores: list[TaskScore | None], values: list
 
 
 def _fidelity_rows(models: list[Model]) -> list[Row]:
-    shows: dict[str, Callable[[float | None], str]] = {
-        "agreement": percent,
-        "kl": lambda value: f"{significant(value)} nats" if is_finite(value) else "–",
-        "ece": percent,
-    }
-    names = {"agreement": "agreement", "kl": "KL to the teacher", "ece": "calibration error"}
+    """Return a row a task: agreement large, whatever else was measured small below it."""
     rows = []
-    for task in task_names(models):
-        measured = [(model.metrics.fidelity or {}).get(task) or {} for model in models]
-        for key in dict.fromkeys(key for values in measured for key in values):
-            cells = []
-            for model, values in zip(models, measured):
-                value = values.get(key)
-                number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-                same = model.style is None and number is None and key != "ece"
-                cells.append(Cell("is itself" if same else shows.get(key, significant)(number)))
-            rows.append(Row(task, note=names.get(key, key), cells=cells))
+    for task in dict.fromkeys(task for model in models for task in model.metrics.fidelity or {}):
+        cells = []
+        for model in models:
+            measured = (model.metrics.fidelity or {}).get(task) or {}
+            values = {name: value for name, value in measured.items() if is_number(value) and is_finite(value)}
+            words = {"kl": "KL {} nats", "ece": "ECE {}"}
+            sub = [
+                words.get(name, name + " {}").format(percent(value) if name == "ece" else significant(value, 2))
+                for name, value in values.items()
+                if name != "agreement"
+            ]
+            cells.append(Cell(percent(values.get("agreement")), joined(sub)))
+        rows.append(Row(task, note="agreement", cells=cells))
     return rows
 
 
 def _is_filled(row: Row) -> bool:
-    return any(cell.text not in ("–", "is itself") for cell in row.cells)
+    return any(cell.text != NONE or cell.sub for cell in row.cells)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from potstill.report.charts import Lane, Line, bar, describe, line_chart, posterior_chart, strip_chart
+from potstill.report.charts import NARROW, Lane, Line, bar, describe, line_chart, posterior_chart, strip_chart
 from potstill.report.history import Round
 from potstill.report.load import Run
 from potstill.report.svg import thin
-from potstill.report.text import percent, significant
+from potstill.report.text import NONE, percent, short, significant
 
 MOST_PANELS, MOST_DOTS, MOST_SPANS, BINS = 24, 250, 1200, 240
 
@@ -58,13 +58,14 @@ def last_step(run: Run) -> int:
     return max(planned, run.history.last_step if run.history else 0)
 
 
-def loss_panels(runs: list[Run], styles: dict[str, str]) -> tuple[list[Panel], list[str]]:
+def loss_panels(runs: list[Run], styles: dict[str, str], arm_styles: dict[str, str]) -> tuple[list[Panel], list[str]]:
     """Return a panel for the total and one for each loss term, and sentences about what is not in them."""
     trained = [run for run in runs if run.history and run.history.steps]
     end = max((last_step(run) for run in trained), default=0)
     planned = [objective.name for run in runs if run.plan for objective in run.plan.objectives]
     seen = [name for run in trained for name in run.history.term_names]
     names = [name for name in dict.fromkeys(planned + seen) if name in set(seen)]
+    modules = {objective.name: objective.module for run in runs if run.plan for objective in run.plan.objectives}
     panels, notes = [], []
     for name in [None, *names[: MOST_PANELS - 1]]:
         title, lines, spoken = name or "total loss", [], []
@@ -76,12 +77,15 @@ def loss_panels(runs: list[Run], styles: dict[str, str]) -> tuple[list[Panel], l
                 continue
             bad = sum(is_there and not math.isfinite(value) for value, is_there in zip(values, present))
             if bad:
-                notes.append(f"{title} of {run.label}: {bad} of {sum(present)} values are NaN or infinite and left out.")
+                notes.append(
+                    f"{title} of {run.label}: {bad} of {sum(present)} values are NaN or infinite and left out."
+                )
             lines.append(Line(run.label, styles[run.label], thin([step.step for step in steps], values)))
             spoken.append(describe(run.label, values))
         if lines:
             chart = line_chart(lines, f"{title} by step. {'; '.join(spoken)}.", last_x=end)
-            panels.append(Panel(title, _weight_note(trained, name) if name else "weighted sum", chart))
+            note = _weight_note(trained, name) if name else "weighted sum"
+            panels.append(Panel(title, note, chart, arm_styles.get(modules.get(name) or "")))
     if len(names) > MOST_PANELS - 1:
         notes.append(f"{len(names) - MOST_PANELS + 1} more terms are in history.jsonl and not drawn.")
     return panels, notes
@@ -101,10 +105,9 @@ def policy_view(run: Run, arm_styles: dict[str, str]) -> PolicyView:
     end = last_step(run)
     played = {arm: [r for r in rounds if r.arm == arm] for arm in arms}
     most = max(arms, key=lambda arm: len(played[arm]))
-    sentence = (
-        f"The policy {name or '(unnamed)'} played {len(rounds)} rounds over {len(arms)} "
-        f"{'arm' if len(arms) == 1 else 'arms'}; most often {most}, in {percent(len(played[most]) / len(rounds))} of them."
-    )
+    share = percent(len(played[most]) / len(rounds))
+    counted = f"{len(rounds):,} rounds over {len(arms)} {'arm' if len(arms) == 1 else 'arms'}"
+    sentence = f"The policy {name or '(unnamed)'} played {counted}; most often {most}, in {share} of them."
     lanes = [Lane(arm, arm_styles[arm], _spans(rounds, arm)) for arm in arms]
     spoken = "Which arm was played when. " + "; ".join(f"{arm}: {len(played[arm])} rounds" for arm in arms) + "."
     view = PolicyView(
@@ -112,14 +115,14 @@ def policy_view(run: Run, arm_styles: dict[str, str]) -> PolicyView:
         sentence,
         [_arm_row(arm, arm_styles[arm], played[arm], rounds) for arm in arms],
         strip_chart(lanes, spoken, last_x=end),
-        strip_chart(lanes, spoken, last_x=end, width=360),
+        strip_chart(lanes, spoken, last_x=end, width=NARROW),
         _posterior_panels(rounds, arms, arm_styles, end),
     )
     references = [r.reference for r in rounds]
     if any(math.isfinite(value) for value in references):
         line = Line("reference loss", "ink", thin([r.step for r in rounds], references))
         spoken = f"Reference loss on the probe set by step. {describe('reference loss', references)}."
-        view.reference = line_chart([line], spoken, last_x=end, width=360)
+        view.reference = line_chart([line], spoken, last_x=end, width=NARROW)
     return view
 
 
@@ -138,7 +141,7 @@ def _weight_note(runs: list[Run], name: str) -> str:
         counted = [weight for weight in known if math.isfinite(weight) and weight != 0]
         if counted and counted[-1] not in weights:
             weights.append(counted[-1])
-    return "weight " + " / ".join(significant(weight) for weight in weights) if weights else ""
+    return "weight " + " / ".join(short(weight) for weight in weights) if weights else ""
 
 
 def _spans(rounds: list[Round], arm: str) -> list[tuple[float, float, float]]:
@@ -163,9 +166,9 @@ def _spans(rounds: list[Round], arm: str) -> list[tuple[float, float, float]]:
 def _arm_row(arm: str, style: str, played: list[Round], rounds: list[Round]) -> ArmRow:
     share = len(played) / len(rounds)
     rewards = [r.reward for r in played if math.isfinite(r.reward)]
-    mean = significant(math.fsum(rewards) / len(rewards)) if rewards else "–"
+    mean = significant(math.fsum(rewards) / len(rewards)) if rewards else NONE
     last = rounds[-1].posterior.get(arm)
-    posterior = f"{significant(last[0])} ± {significant(last[1])}" if last else "–"
+    posterior = f"{significant(last[0])} ± {significant(last[1])}" if last else NONE
     return ArmRow(arm, style, f"{len(played):,}", percent(share), bar(share, style), mean, posterior)
 
 

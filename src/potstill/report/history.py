@@ -11,6 +11,7 @@ from typing import Any
 from potstill.errors import IntegrityError
 
 NAN = math.nan
+LARGEST = 1e100
 
 
 @dataclass
@@ -105,11 +106,16 @@ def _drop_from(history: History, step: int, events: list) -> None:
 
 
 def _number(value: Any) -> float:
-    """Return a float; null, NaN and ±Infinity stay visible as NaN or inf, anything else is a ``TypeError``."""
+    """Return a float; null, NaN and ±Infinity stay NaN or inf, anything else is a ``TypeError``.
+
+    What is finite but beyond any picture becomes inf, so that no later sum or difference overflows.
+    """
     if value is None:
         return NAN
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"expected a number, got {value!r:.60}")
+    if value > LARGEST or value < -LARGEST:
+        return math.inf if value > 0 else -math.inf
     return float(value)
 
 

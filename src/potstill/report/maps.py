@@ -11,7 +11,7 @@ from potstill.report.charts import bar
 from potstill.report.compare import Model
 from potstill.report.load import Run
 from potstill.report.schema import ModulePlan, ObjectivePlan, PartPlan
-from potstill.report.text import is_finite, scaled, significant
+from potstill.report.text import NBSP, NONE, is_finite, scaled, short
 
 
 @dataclass
@@ -100,8 +100,8 @@ def _module(module: ModulePlan, styles: dict[str, str]) -> tuple[str, str, list[
 
 def _objective(objective: ObjectivePlan) -> tuple[str, str, str, str, str, str]:
     optional = (objective.loss, objective.role, objective.module, objective.on)
-    loss, role, module, on = (value or "–" for value in optional)
-    return objective.name, loss, role, significant(objective.weight), module, on
+    loss, role, module, on = (value or NONE for value in optional)
+    return objective.name, loss, role, short(objective.weight), module, on
 
 
 def _part(part: PartPlan) -> tuple[str, str]:
@@ -114,13 +114,13 @@ def _local(path: str, module: str) -> str:
 
 
 def _shape(shape: list[int] | None) -> str:
-    return " × ".join(str(size) for size in shape) if shape else "–"
+    return f"{NBSP}×{NBSP}".join(str(size) for size in shape) if shape else NONE
 
 
 def _cka_cell(value: float | None, style: str) -> tuple[str, Markup]:
-    return (f"{value:.2f}" if is_finite(value) else "–"), bar(value, style)
+    return (f"{value:.2f}" if is_finite(value) else NONE), bar(value, style)
 
 
 def _mean(values: list[float | None]) -> str:
     finite = [value for value in values if is_finite(value)]
-    return f"{math.fsum(finite) / len(finite):.2f}" if finite else "–"
+    return f"{math.fsum(finite) / len(finite):.2f}" if finite else NONE

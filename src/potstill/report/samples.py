@@ -56,7 +56,9 @@ def collect_samples(runs: list[Run], styles: dict[str, str]) -> tuple[list[Sampl
                         view.answers.append(answer)
                 else:
                     label = run.label if who == "student" else f"{run.label} · {who}"
-                    view.answers.append(Answer(label, text, verdict(sample.task, text, sample.truth), styles[run.label]))
+                    view.answers.append(
+                        Answer(label, text, verdict(sample.task, text, sample.truth), styles[run.label])
+                    )
     shown = list(views.values())
     for view in shown:
         view.answers.sort(key=lambda answer: answer.style is not None)

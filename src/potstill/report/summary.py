@@ -67,7 +67,7 @@ def _card(model: Model) -> Card:
             unit = "" if name == "parameters" else "ms"
             numbers.append((scaled(model.cost(name), unit), alone))
     rows = [
-        Kept(task, percent(share, 0), f"{percent(own)} of the teacher’s {percent(theirs)}", bar(share, model.style))
+        Kept(task, percent(share, 0), f"{percent(own)} of {percent(theirs)}", bar(share, model.style))
         for task, own, theirs, share in kept(model)
     ]
     return Card(model.label, model.style or "", how(model.run), numbers, rows)
@@ -92,7 +92,9 @@ def how(run: Run) -> str:
 
 
 def _model(info: ModelInfo) -> str:
-    known = [part for part in (info.class_name, f"{scaled(info.parameters)} parameters" if info.parameters else None) if part]
+    known = [
+        part for part in (info.class_name, f"{scaled(info.parameters)} parameters" if info.parameters else None) if part
+    ]
     if info.model:
         return f"{shorten(info.model, 80)} ({', '.join(known)})" if known else shorten(info.model, 80)
     return f"a {info.class_name or 'model'}" + (f" of {known[-1]}" if info.parameters else "")

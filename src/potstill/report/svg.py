@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from potstill.report.text import significant
+from potstill.report.text import short, significant
 
 
 def element(name: str, /, *children: str | Markup, **attributes: object) -> Markup:
@@ -31,7 +32,9 @@ def element(name: str, /, *children: str | Markup, **attributes: object) -> Mark
 def drawing(width: float, height: float, label: str, *children: str | Markup, class_: str = "chart") -> Markup:
     """Return a whole picture that scales with its container; ``label`` is what a screen reader says."""
     box = f"0 0 {_plain(width)} {_plain(height)}"
-    return element("svg", *children, viewBox=box, width=width, height=height, class_=class_, role="img", aria_label=label)
+    return element(
+        "svg", *children, viewBox=box, width=width, height=height, class_=class_, role="img", aria_label=label
+    )
 
 
 def text(x: float, y: float, content: str, class_: str = "tick", anchor: str = "start") -> Markup:
@@ -80,15 +83,17 @@ def fitted(values: Iterable[float], start: float, end: float, *, log_above: floa
     return Scale(bottom, high + air, start, end)
 
 
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Write ticks of one axis alike: the same number of decimals, thousands as k, millions as M."""
+def tick_labels(values: Sequence[float], *, is_log: bool = False) -> list[str]:
+    """Write the ticks of a linear axis alike: the same number of decimals, thousands as k, millions as M."""
+    if is_log:
+        return [significant(value, 1) for value in values]
     largest = max((abs(value) for value in values), default=0.0)
     for factor, suffix in ((1e6, "M"), (1e3, "k")):
         if largest >= 10 * factor:
-            return [significant(value / factor, 2 if value < 10 * factor else 3) + suffix if value else "0" for value in values]
-    if largest and (largest < 1e-3 or max(values) / (min((v for v in values if v > 0), default=largest)) > 500):
+            return [short(value / factor) + suffix if value else "0" for value in values]
+    if largest and largest < 1e-3:
         return [significant(value, 1) for value in values]
-    step = min((b - a for a, b in zip(values, values[1:])), default=1.0)
+    step = min((b - a for a, b in pairwise(values)), default=1.0)
     places = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     return [f"{value + 0.0:,.{places}f}".replace("-", "−") for value in values]
 
@@ -151,7 +156,7 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
     if not (math.isfinite(raw) and raw > 0):
         return []
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     ticks = []
     while (first + len(ticks)) * step <= high + 1e-9 * step and len(ticks) <= 2 * count + 2:

@@ -14,16 +14,26 @@ def is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a number (true and false are not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def short(value: float | None) -> str:
+    """A setting as one would type it: ``1.0 → 1``, ``0.1 → 0.1``."""
+    return f"{value:.4g}".replace("-", "−") if is_finite(value) else NONE
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """``0.01234 → 0.0123``, ``1234 → 1,234``, ``-2 → −2``; tiny and huge numbers as powers of ten."""
     if not is_finite(value):
         return NONE
     if value == 0:
         return "0"
-    size = math.floor(math.log10(abs(value)))
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    size = int(exponent)
     if size < -4 or size > 8:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}·10^{int(exponent)}".replace("-", "−")
+        return f"{mantissa}·10^{size}".replace("-", "−")
     places = max(0, digits - 1 - size)
     return f"{value:,.{places}f}".replace("-", "−")
 
@@ -58,7 +68,14 @@ def points(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     """``2.94 → 2.9×``."""
-    return f"{value:.1f}×" if is_finite(value) and value < 100 else f"{significant(value)}×" if is_finite(value) else NONE
+    return (
+        f"{value:.1f}×" if is_finite(value) and value < 100 else f"{significant(value)}×" if is_finite(value) else NONE
+    )
+
+
+def joined(remarks: list[str]) -> str:
+    """Join small remarks so that a line breaks only between them."""
+    return " · ".join(remark.replace(" ", NBSP) for remark in remarks)
 
 
 def shorten(text: str, limit: int) -> str:
