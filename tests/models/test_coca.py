@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache, EncoderDecoderCache
 
 from potstill.errors import InputError, ShapeError
 from potstill.models.coca import CocaConfig, CocaModel
@@ -159,11 +159,12 @@ def test_the_cls_token_sees_every_valid_token_and_no_token_sees_it(tiny_model, i
 
 def test_the_text_mask_by_hand():
     valid = torch.tensor([[1, 1, 0]])
-    paper = text_mask(valid, has_cls=True, layout="paper")[0, 0].int()
+    paper = text_mask(valid, 3, has_cls=True, layout="paper")[0, 0].int()
     assert paper.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-    legacy = text_mask(valid, has_cls=True, layout="open_clip")[0, 0].int()
+    legacy = text_mask(valid, 3, has_cls=True, layout="open_clip")[0, 0].int()
     assert legacy.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
-    assert text_mask(None, has_cls=True, layout="paper") is None
+    assert text_mask(valid, 1, has_cls=False, layout="paper")[0, 0].int().tolist() == [[1, 1, 1]]
+    assert text_mask(None, 3, has_cls=True, layout="paper") is None
 
 
 def test_parts_run_alone(tiny_model, inputs):
@@ -344,11 +345,14 @@ def naive_greedy(model, pixels, mask, ids, length):
     return torch.stack(rows)
 
 
-def test_greedy_generation_equals_a_naive_loop_and_stops_at_eos(tiny_model, inputs):
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_generation_equals_a_naive_loop_and_stops_at_eos(tiny_model, inputs, use_cache, attention):
     model = tiny_model(vocab_size=8, seed=3)
     pixels, mask = inputs["pixel_values"], inputs["image_mask"]
     want = naive_greedy(model, pixels, mask, torch.ones(4, 1, dtype=torch.long), 10)
-    got = model.generate(pixels, mask, max_length=10)
+    model.set_attn_implementation(attention)
+    got = model.generate(pixels, mask, max_length=10, use_cache=use_cache)
     assert torch.equal(F.pad(got, (0, 10 - got.shape[1])), want)
     assert len({tuple(row) for row in want.tolist()}) > 1  # the pictures matter
 
@@ -368,6 +372,30 @@ def test_generation_goes_on_with_texts_padded_on_the_left(tiny_model, inputs):
     both = model.generate(pixels, mask, ids, attention_mask=valid, max_new_tokens=4, eos_token_id=None)
     alone = model.generate(pixels[1:], mask[1:], ids[1:, 1:], max_new_tokens=4, eos_token_id=None)
     assert torch.equal(both[1:, 1:], alone)
+
+
+def test_a_cache_changes_nothing_but_the_work(tiny_model, inputs):
+    model = tiny_model()
+    pixels, mask = inputs["pixel_values"], inputs["image_mask"]
+    options = {"max_new_tokens": 8, "num_beams": 3, "eos_token_id": None}
+    keys = captured(model, "multimodal_decoder.blocks.0.cross_attn.k_proj")
+    tokens = captured(model, "text_decoder.token_embedding")
+    with_cache = model.generate(pixels, mask, **options)
+    assert len(keys) == 1
+    assert [states.shape[1] for states in tokens] == [1] * 8
+    assert torch.equal(with_cache, model.generate(pixels, mask, use_cache=False, **options))
+
+
+def test_decoding_in_pieces_equals_decoding_at_once(tiny_model, inputs):
+    model = tiny_model()
+    inputs["attention_mask"] = None
+    whole = model(**inputs)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    pieces = [
+        model(memory=whole.memory, memory_mask=whole.memory_mask, input_ids=ids, past_key_values=cache).caption_logits
+        for ids in inputs["input_ids"].split([3, 2, 1, 1], dim=1)
+    ]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole.caption_logits)
 
 
 def test_beam_search_finds_a_caption_at_least_as_likely_as_greedy(tiny_model, inputs):

@@ -266,6 +266,11 @@ def test_the_layout_must_be_that_of_open_clip():
         convert_open_clip({}, CocaConfig.small_scenes())
 
 
+def test_a_tied_caption_head_is_refused(config):
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        convert_open_clip(random_state(config), CocaConfig(**SIZES, tie_word_embeddings=True))
+
+
 def test_new_task_heads_and_slots_are_initialised(inputs):
     config = CocaConfig(**SIZES, task_labels={"vqa": ["a", "b"]}, max_images=2)
     model = convert_open_clip(random_state(config), config)

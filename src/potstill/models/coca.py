@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
 from potstill.errors import InputError
@@ -188,6 +188,7 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         return_contrastive: bool | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         return_dict: bool = True,
         **labels: Tensor,
     ) -> CocaOutput | tuple:
@@ -206,6 +207,8 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             memory: Pooled image tokens from ``encode_images`` instead of ``pixel_values``; then there are no
                 ``image_embeds`` and no contrastive loss.
             memory_mask: The mask that belongs to ``memory``.
+            past_key_values: Keys and values of the tokens before ``input_ids``, and of ``memory``; extended in place.
+                ``attention_mask`` then covers the tokens before, too.
             return_dict: False returns the parts that are present as a tuple.
             labels: ``<task>_labels``, class index per row, -100 = not a row of this task, ``[B]``. Keys in
                 ``BATCH_KEYS_NOT_READ`` are ignored so that a whole batch can be passed; any other is an error.
@@ -227,14 +230,19 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             memory, memory_mask, parts["image_embeds"] = self.encode_images(pixel_values, image_mask)
         parts |= {"memory": memory, "memory_mask": memory_mask}
         if input_ids is not None:
-            check_text(input_ids, attention_mask, memory)
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            check_text(input_ids, attention_mask, memory, past)
+            if past and attention_mask is None:
+                attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
             if return_contrastive is None:
                 return_contrastive = caption_labels is not None and self.config.contrastive_weight > 0
-            states, embeds = self.text_decoder(input_ids, attention_mask, has_cls=return_contrastive)
+            states, embeds = self.text_decoder(
+                input_ids, attention_mask, has_cls=return_contrastive, past_key_values=past_key_values
+            )
             if return_contrastive:
                 parts["text_embeds"] = F.normalize(embeds.float(), dim=-1)
             if memory is not None:
-                hidden_states = self.multimodal_decoder(states, memory, attention_mask, memory_mask)
+                hidden_states = self.multimodal_decoder(states, memory, attention_mask, memory_mask, past_key_values)
                 last = last_valid(hidden_states, attention_mask)
                 parts["last_hidden_state"] = hidden_states
                 parts["caption_logits"] = self.lm_head(hidden_states)
@@ -244,11 +252,18 @@ class CocaModel(PreTrainedModel, GenerationMixin):
         return out if return_dict else out.to_tuple()
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, memory: Tensor | None = None,
-        memory_mask: Tensor | None = None, **kwargs: Any,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Return the arguments of one step of ``generate``: the whole text so far, and the memory made once."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        attention_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of one step of ``generate``: the tokens that are new, and the memory made once."""
+        new = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        inputs = {"input_ids": new, "attention_mask": attention_mask, "past_key_values": past_key_values}
         return {**inputs, "memory": memory, "memory_mask": memory_mask, "return_contrastive": False}
 
     @torch.no_grad()
@@ -266,6 +281,7 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             image_mask: As in ``forward``.
             input_ids: Starts of the texts ``[B, T]``, padded on the left; None = BOS.
             kwargs: Whatever ``GenerationMixin.generate`` takes: ``max_new_tokens``, ``num_beams``, ``do_sample``, …
+                ``use_cache=False`` decodes the whole text at every step.
 
         Returns:
             Token ids ``[B, T']`` including the start, or what ``return_dict_in_generate`` asks for.
@@ -279,6 +295,8 @@ class CocaModel(PreTrainedModel, GenerationMixin):
             input_ids = torch.full(shape, self.config.bos_token_id, device=kwargs["memory"].device)
         if not {"max_length", "max_new_tokens", "generation_config"} & kwargs.keys():
             kwargs["max_length"] = self.config.max_text_length
+        if kwargs.get("use_cache", True):
+            kwargs.setdefault("past_key_values", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         return super().generate(input_ids=input_ids, **kwargs)
 
     def _losses(self, parts: dict[str, Any], caption_labels: Tensor | None, labels: dict[str, Tensor]) -> dict:

@@ -55,13 +55,15 @@ def check_images(config: CocaConfig, pixels: Tensor, mask: Tensor | None) -> tup
     return pixels, mask
 
 
-def check_text(input_ids: Tensor, attention_mask: Tensor | None, memory: Tensor | None) -> None:
+def check_text(input_ids: Tensor, attention_mask: Tensor | None, memory: Tensor | None, past: int = 0) -> None:
     """Refuse tokens that are not ``[B, T]`` or do not fit the mask or the rows of pictures (``ShapeError``)."""
     if input_ids.ndim != 2:
         raise _wrong_shape("input_ids", input_ids, "(B, T)")
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise _wrong_shape("attention_mask", attention_mask, f"{tuple(input_ids.shape)} like input_ids")
-    if memory is not None and len(memory) != len(input_ids):
+    B, T = input_ids.shape
+    if attention_mask is not None and attention_mask.shape != (B, past + T):
+        expected = f"{(B, past + T)}, like input_ids" + (f" with {past} tokens in the cache" if past else "")
+        raise _wrong_shape("attention_mask", attention_mask, expected)
+    if memory is not None and len(memory) != B:
         raise _wrong_shape("input_ids", input_ids, f"{len(memory)} rows, one for each row of pictures")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import EncoderDecoderCache
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -84,21 +85,40 @@ class CocaAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, hidden_states: Tensor, context: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        context: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Return ``[B, T, D]``. ``context [B, S, C]`` is what is read; None = ``hidden_states`` itself.
 
         ``hidden_states`` may have batch size 1 with a larger ``context``: learned queries are projected once.
+        With ``past_key_values``, self-attention appends to its keys and cross-attention computes them only once.
         """
-        context = hidden_states if context is None else context
         query = self._split(self.q_proj(hidden_states))
-        key = self._split(self.k_proj(context))
-        value = self._split(self.v_proj(context))
+        key, value = self._keys(hidden_states, context, past_key_values)
         query = query.expand(key.shape[0], -1, -1, -1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
         output, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         return self.out_proj(output.reshape(*output.shape[:2], -1))
+
+    def _keys(
+        self, hidden_states: Tensor, context: Tensor | None, past: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        is_cross = context is not None
+        if is_cross and past is not None and past.is_updated.get(self.layer_idx):
+            layer = past.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        source = context if is_cross else hidden_states
+        key, value = self._split(self.k_proj(source)), self._split(self.v_proj(source))
+        if past is None:
+            return key, value
+        if is_cross:
+            past.is_updated[self.layer_idx] = True
+        cache = past.cross_attention_cache if is_cross else past.self_attention_cache
+        return cache.update(key, value, self.layer_idx)
 
     def _split(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)  # [B, H, T, d]
@@ -132,9 +152,14 @@ class CocaBlock(GradientCheckpointingLayer):
         self.dropout = _dropout(config)
         _mark_last(depth, self.self_attn, self.mlp)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
         """Map hidden states ``[B, T, D]`` to ``[B, T, D]``; ``attention_mask`` as in ``eager_attention``."""
-        attended = self.self_attn(self.norm_self(hidden_states), attention_mask=attention_mask)
+        attended = self.self_attn(self.norm_self(hidden_states), None, attention_mask, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.norm_mlp(hidden_states)))
 
@@ -169,14 +194,15 @@ class CocaMultimodalBlock(GradientCheckpointingLayer):
         memory: Tensor,
         attention_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Map hidden states ``[B, T, D]`` to ``[B, T, D]``, reading ``memory [B, S, D]`` under ``memory_mask``."""
-        attended = self.self_attn(self.norm_self(hidden_states), attention_mask=attention_mask)
+        attended = self.self_attn(self.norm_self(hidden_states), None, attention_mask, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
         if self.has_open_clip_layout:
             hidden_states = hidden_states + self.dropout(self.self_mlp(self.norm_self_mlp(hidden_states)))
             memory = self.norm_memory(memory)
-        attended = self.cross_attn(self.norm_cross(hidden_states), memory, memory_mask)
+        attended = self.cross_attn(self.norm_cross(hidden_states), memory, memory_mask, past_key_values)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.norm_mlp(hidden_states)))
 
@@ -198,7 +224,7 @@ class CocaPooler(nn.Module):
         return self.attn(self.norm_query(self.query)[None], self.norm_context(context))
 
 
-def text_mask(attention_mask: Tensor | None, *, has_cls: bool, layout: str) -> Tensor | None:
+def text_mask(attention_mask: Tensor | None, T: int, *, has_cls: bool, layout: str) -> Tensor | None:
     """Say which positions a text position may read, as a bool mask for SDPA.
 
     A token reads the valid tokens before it and itself, so no row is empty and padding on either side never makes
@@ -207,31 +233,32 @@ def text_mask(attention_mask: Tensor | None, *, has_cls: bool, layout: str) -> T
     checkpoints were trained with (default ``correct_cls_mask=False`` there), one position off.
 
     Args:
-        attention_mask: True or 1 at valid tokens, ``[B, T]``; None = all valid.
-        has_cls: A CLS position follows the T tokens.
+        attention_mask: True or 1 at valid tokens, ``[B, S]``; None = all valid.
+        T: Number of tokens that read; the first S - T stand in a cache.
+        has_cls: A CLS position follows the tokens.
         layout: ``CocaConfig.layout``.
 
     Returns:
-        ``[B, 1, T', T']`` with T' = T + has_cls, or None if plain causal attention says the same.
+        ``[B, 1, T, S]``, T and S counting the CLS, or None if plain causal attention says the same.
     """
     if attention_mask is None:
         return None
     valid = attention_mask.bool()
-    T = valid.shape[1] + int(has_cls)
-    readable = F.pad(valid, (0, 1), value=True) if has_cls else valid  # [B, T']
-    ones = torch.ones(T, T, dtype=torch.bool, device=valid.device)
-    mask = (readable[:, None] & ones.tril()) | torch.eye(T, dtype=torch.bool, device=valid.device)
+    past, S = valid.shape[1] - T, valid.shape[1] + int(has_cls)
+    readable = F.pad(valid, (0, 1), value=True) if has_cls else valid  # [B, S]
+    causal = torch.ones(S, S, dtype=torch.bool, device=valid.device).tril()
+    mask = (readable[:, None] & causal) | torch.eye(S, dtype=torch.bool, device=valid.device)
     if has_cls and layout == "open_clip":
         mask[:, -1] = F.pad(valid, (1, 0), value=True)
-    return mask[:, None]
+    return mask[:, None, past:]
 
 
 def last_valid(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Return the state at the last valid position of each row, ``[B, D]``; the first if a row has none."""
     if attention_mask is None:
         return hidden_states[:, -1]
-    T = attention_mask.shape[1]
-    index = (attention_mask.to(torch.long) * torch.arange(T, device=attention_mask.device)).argmax(1)
+    T = hidden_states.shape[1]
+    index = (attention_mask[:, -T:].to(torch.long) * torch.arange(T, device=attention_mask.device)).argmax(1)
     return hidden_states[torch.arange(len(index), device=index.device), index]
 
 

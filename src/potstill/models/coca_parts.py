@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from transformers import EncoderDecoderCache
 
 from potstill.errors import ShapeError
 from potstill.models.coca_config import CocaConfig
@@ -101,39 +102,50 @@ class CocaTextDecoder(nn.Module):
         self.projection = nn.Linear(width, config.embed_dim, bias=False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, has_cls: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        has_cls: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Decode tokens ``[B, T]``.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: True or 1 at valid tokens, ``[B, T]``, or ``[B, S]`` with S - T tokens in the cache.
+            has_cls: Append the CLS token.
+            past_key_values: Keys and values of the tokens before these.
 
         Returns:
             Hidden states of the tokens ``[B, T, D]``, not normed, and the text embedding, not normalised,
             ``[B, E]``, or None without CLS.
 
         Raises:
-            ShapeError: T exceeds ``config.max_text_length``.
+            ShapeError: The text, with what is in the cache, exceeds ``config.max_text_length``.
         """
         T = input_ids.shape[1]
-        longest = self.config.max_text_length
-        if longest < T:
-            expected = f"at most {longest} tokens (max_text_length)"
-            raise ShapeError("text is too long", where="input_ids", expected=expected, got=T)
-        hidden_states = self.token_embedding(input_ids) + self._positions_of(T, attention_mask)
+        hidden_states = self.token_embedding(input_ids) + self._positions(T, attention_mask)
         if has_cls:
             cls = self.cls_token.expand(len(hidden_states), 1, -1)
             hidden_states = torch.cat([hidden_states, cls], dim=1)  # [B, T + 1, D]
-        mask = text_mask(attention_mask, has_cls=has_cls, layout=self.config.layout)
+        mask = text_mask(attention_mask, T, has_cls=has_cls, layout=self.config.layout)
         for block in self.blocks:
-            hidden_states = block(hidden_states, mask)
+            hidden_states = block(hidden_states, mask, past_key_values=past_key_values)
         if not has_cls:
             return hidden_states, None
         return hidden_states[:, :-1], self.projection(self.norm_cls(hidden_states[:, -1]))
 
-    def _positions_of(self, T: int, attention_mask: Tensor | None) -> Tensor:
+    def _positions(self, T: int, attention_mask: Tensor | None) -> Tensor:
+        end, longest = T if attention_mask is None else attention_mask.shape[1], self.config.max_text_length
+        if end > longest:
+            expected = f"at most {longest} tokens (max_text_length)"
+            raise ShapeError("text is too long", where="input_ids", expected=expected, got=end)
         if attention_mask is None:
             return self.positions[:T]
         # Counted from the first valid token, so that padding on the left does not shift a text.
         start = attention_mask.to(torch.int8).argmax(1, keepdim=True)
-        index = (torch.arange(T, device=start.device) - start).clamp(min=0)
+        index = (torch.arange(end - T, end, device=start.device) - start).clamp(min=0)
         return self.positions[index]  # [B, T, D]
 
 
@@ -154,12 +166,13 @@ class CocaMultimodalDecoder(nn.Module):
         memory: Tensor,
         attention_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Decode text states ``[B, T, D]`` with memory ``[B, S, D]``; both masks are True where valid."""
-        mask = text_mask(attention_mask, has_cls=False, layout=self.config.layout)
+        mask = text_mask(attention_mask, hidden_states.shape[1], has_cls=False, layout=self.config.layout)
         keys = None if memory_mask is None else memory_mask[:, None, None]  # [B, 1, 1, S]
         for block in self.blocks:
-            hidden_states = block(hidden_states, memory, mask, keys)
+            hidden_states = block(hidden_states, memory, mask, keys, past_key_values=past_key_values)
         return self.norm(hidden_states)
 
 

@@ -89,11 +89,15 @@ def convert_open_clip(state_dict: dict[str, Tensor], config: CocaConfig) -> Coca
         The model in fp32 and evaluation mode.
 
     Raises:
-        InputError: The configuration has another layout.
+        InputError: The configuration has another layout, or ties the caption head to the token embedding.
         IntegrityError: Names the keys that are missing, left over, or of another shape.
     """
     if config.layout != "open_clip":
         raise InputError("wrong layout", where="config.layout", expected='"open_clip"', got=config.layout)
+    if config.tie_word_embeddings:
+        raise InputError(
+            "open_clip's caption head has weights of its own", where="config.tie_word_embeddings", got=True
+        )
     source = _unwrap(state_dict)
     read = _Reader(source)
     ours = _image(read, config) | _text(read, config) | _multimodal(read, config)
