@@ -39,8 +39,14 @@ def cost(model: nn.Module, batch: Mapping[str, Any], repeats: int = 10) -> dict[
     rows = _rows(inputs)
     is_cuda = device.type == "cuda"
     with measuring(model):
-        # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted. The counter
+        # hangs hooks on arguments that require a gradient (a learned query), which fails where gradients are off.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             model(**inputs)
         for _ in range(2):
             model(**inputs)
