@@ -67,7 +67,7 @@ def test_changing_a_copy_of_a_configuration_leaves_the_original(tiny):
             "clip",
             {"text_config.hidden_size": 15},
             InputError,
-            "CLIPConfig refuses these sizes: .*hidden size .15. is not a multiple",
+            "CLIPConfig refuses these sizes: .*15. is not a multiple",
         ),
         ("bert", {"hidden_size": "wide"}, InputError, 'the value of "hidden_size" is refused'),
         ("vit", {"hidden_act": "glue"}, InputError, "ViTForImageClassification cannot be built with these sizes"),
@@ -98,6 +98,14 @@ def test_builders_are_called_by_name(tiny):
 def test_bad_calls_by_name_are_placed_in_the_recipe(tiny, name, arguments, error, message):
     with pytest.raises(error, match=message):
         build_student(name, tiny("vit")[0], arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("depth", {"layers": 1}), ("width", {"width": 8}), ("config", {"overrides": {}})]
+)
+def test_builders_that_need_a_teacher_say_so(name, arguments):
+    with pytest.raises(InputError, match=r'student: this builder derives the student from a teacher.*"pretrained"'):
+        build_student(name, None, arguments)
 
 
 def test_a_record_is_plain_data(tiny):

@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.models.family_spec import Family, ModuleSpec, Part
 from potstill.models.paths import has_module
-from potstill.registry import Registry
+from potstill.registry import Registry, load_plugins
 
 DECODER_MASK = "decoder_attention_mask|labels"
 
@@ -33,6 +33,7 @@ def family_of(model: nn.Module) -> Family | None:
         or has none of the family's modules.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
+    load_plugins()  # a family is looked up by what the model says, never by a name that could be refused
     described = [FAMILIES.get(name) for name in FAMILIES]
     described.sort(key=lambda family: not family.classes)
     for family in described:

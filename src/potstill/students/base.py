@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from potstill.errors import PotstillError, RecipeError, suggest
+from potstill.errors import InputError, PotstillError, RecipeError, suggest
 from potstill.registry import Registry
 
 
@@ -82,6 +82,17 @@ def build_student(
         return builder(teacher, **arguments)
     except PotstillError as error:
         raise error.at(where) from error.__cause__
+
+
+def require_teacher(teacher: object) -> None:
+    """Refuse to derive a student from nothing."""
+    if not isinstance(teacher, nn.Module):
+        raise InputError(
+            "this builder derives the student from a teacher",
+            expected="a model",
+            got=type(teacher).__name__,
+            hint='Name a teacher, or use the builder "pretrained".',
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.students.base import STUDENTS, StudentRecord, count_parameters
+from potstill.students.base import STUDENTS, StudentRecord, count_parameters, require_teacher
 from potstill.students.configs import changed_config, config_of, flatten, new_model, student_dtype
 from potstill.students.copying import Copied, copy_tensors
 from potstill.students.depth import copy_generation_config
@@ -37,6 +37,7 @@ def build_config_student(
         RecipeError: if a field does not exist.
         InputError: if the configuration or the model refuses the values.
     """
+    require_teacher(teacher)
     config = config_of(teacher)
     if not isinstance(overrides, Mapping):
         raise RecipeError("not a table of fields", where="overrides", expected="{field: value}", got=overrides)

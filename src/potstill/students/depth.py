@@ -15,7 +15,7 @@ from potstill.errors import InputError, RecipeError, suggest
 from potstill.models.families import family_of
 from potstill.models.family_spec import ModuleSpec
 from potstill.models.paths import block_lists, expand_path
-from potstill.students.base import STUDENTS, StudentRecord, count_parameters
+from potstill.students.base import STUDENTS, StudentRecord, count_parameters, require_teacher
 from potstill.students.configs import changed_config, new_model, read_field, student_dtype
 from potstill.students.copying import Copied, copy_tensors
 
@@ -52,6 +52,7 @@ def build_depth_student(
     Source:
         Layer choice as in OPTIMA (arXiv 2310.04550): student layer l takes teacher layer ceil(l · n_t / n_s).
     """
+    require_teacher(teacher)
     specs = module_specs(teacher, modules)
     kept = chosen_layers(teacher, specs, layers)
     by_path = {specs[name].blocks: chosen for name, chosen in kept.items()}

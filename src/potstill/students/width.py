@@ -12,7 +12,7 @@ from torch import nn
 from potstill.errors import InputError, RecipeError, suggest
 from potstill.models.families import family_of
 from potstill.models.family_spec import ModuleSpec
-from potstill.students.base import STUDENTS, StudentRecord, count_parameters
+from potstill.students.base import STUDENTS, StudentRecord, count_parameters, require_teacher
 from potstill.students.configs import changed_config, config_of, new_model, read_field, student_dtype
 from potstill.students.copying import Copied, copy_tensors
 from potstill.students.depth import (
@@ -64,6 +64,7 @@ def build_width_student(
         InputError: if a width is not positive or larger than the teacher's, cannot be split into heads, modules that
             share a field are given different values, or slicing would cut through heads.
     """
+    require_teacher(teacher)
     config = config_of(teacher)
     if init not in ("random", "sliced"):
         raise RecipeError(f'unknown init "{init}"', where="init", hint=suggest(str(init), ("random", "sliced")))
