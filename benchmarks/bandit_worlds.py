@@ -7,7 +7,8 @@ Two kinds of world, no model and no data:
 - *diminishing*: three modules hold a removable loss of 4, 2 and 1; a play removes 0.4 % of what its module still holds
   and pays that, plus normal noise of sd 0.004. Counted is the loss that rests after 1000 rounds.
 
-In one seed every policy meets the same noise. Run from the repository root::
+The stationary world of means is also cut short at 30 to 300 rounds, with warm-ups of several lengths. In one seed every
+policy meets the same noise. Run from the repository root, with Potstill installed::
 
     python benchmarks/bandit_worlds.py
 
@@ -76,7 +77,7 @@ def regret(policy: Policy, means: np.ndarray, seed: int) -> float:
         arm = policy.select()
         policy.update(arm, row[arm])
     played = [arm for _, arm, _ in policy.history]
-    return float((means.max(axis=1) - means[np.arange(ROUNDS), played]).sum())
+    return float((means.max(axis=1) - means[np.arange(len(means)), played]).sum())
 
 
 def rest_loss(choose: Policy | Callable[[list[float]], int], seed: int) -> float:
@@ -123,6 +124,15 @@ def run_means(world: str, policy: str, seeds: int) -> Result:
     return Result(world, policy, "regret", values)
 
 
+def run_short(rounds: int, warmup_rounds: int, policy: str, seeds: int) -> Result:
+    """The stationary world cut short: how many rounds a policy needs before it beats drawing lots."""
+    means = stationary(3)[:rounds]
+    policies = [POLICIES.get(policy)(3, seed=seed, warmup_rounds=warmup_rounds) for seed in range(seeds)]
+    values = [regret(fresh, means, seed) for seed, fresh in enumerate(policies)]
+    label = policy if policy == "uniform" else f"{policy}, T0={warmup_rounds}"
+    return Result(f"stationary, K=3, {rounds} rounds", label, "regret", values)
+
+
 def run_diminishing(policy: str, seeds: int) -> Result:
     def fresh(seed: int) -> Policy | Callable[[list[float]], int]:
         if policy == "clairvoyant":
@@ -139,10 +149,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--means-seeds", type=int, default=60)
     parser.add_argument("--diminishing-seeds", type=int, default=40)
+    parser.add_argument("--short-seeds", type=int, default=400)
     options = parser.parse_args()
 
     results = [run_means(world, policy, options.means_seeds) for world in MEANS for policy in MEANS_POLICIES]
     results += [run_diminishing(policy, options.diminishing_seeds) for policy in DIMINISHING_POLICIES]
+    results += [
+        run_short(rounds, warmup_rounds, policy, options.short_seeds)
+        for rounds in (30, 60, 150, 300)
+        for policy, warmup_rounds in (("optima", 1), ("optima", 3), ("optima", 10), ("uniform", 10))
+    ]
     where = {
         "machine": f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, "
         f"numpy {np.__version__}",
@@ -158,7 +174,7 @@ def main() -> None:
             numbers = (f"{result.mean:.{digits}f}", f"{result.ci95:.{digits}f}")
             row = [result.world, result.policy, result.measure, *numbers, len(result.values)]
             writer.writerow([*row, *where.values()])
-            print(f"{row[0]:<18} {row[1]:<12} {row[2]:<10} {row[3]:>8} ± {row[4]:<7} {row[5]} seeds")
+            print(f"{row[0]:<27} {row[1]:<13} {row[2]:<10} {row[3]:>8} ± {row[4]:<7} {row[5]} seeds")
 
 
 def _commit() -> str:
