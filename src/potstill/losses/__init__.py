@@ -1,1 +1,81 @@
-"""To be filled."""
+"""Losses as pure functions of tensors, used like ``torch.nn.functional``.
+
+Shared conventions (``docs/losses/baselines.md`` tells them at length):
+
+- ``loss(student, teacher, *, ..., mask=None, reduction="mean")``; the teacher is detached by every function.
+- ``mask`` is bool, True = the position counts. What stands at a masked position (NaN, Inf) reaches neither the value
+  nor the gradient. Nothing left to count gives 0 with a graph.
+- Statistics are float32, or float64 if an input is; autocast is switched off around matrix products.
+- Values of divergences are in nats. Wrong input raises ``potstill.errors.InputError`` or its child ``ShapeError``.
+
+Names are loaded on first use, so importing this package does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.losses.attention_probabilities import attention_kl
+    from potstill.losses.correlation import dist_loss
+    from potstill.losses.decoupled import dkd
+    from potstill.losses.forward_kl import kd_kl
+    from potstill.losses.hints import hint_mse
+    from potstill.losses.jensen_shannon import generalized_jsd
+    from potstill.losses.kernel_alignment import cka, cka_loss
+    from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
+    from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.relations import minilm_relation
+    from potstill.losses.reversed_kl import reverse_kl
+    from potstill.losses.spatial_attention import attention_transfer
+    from potstill.losses.total_variation import tv_distance
+
+__all__ = [
+    "MinillmReturns",
+    "attention_kl",
+    "attention_transfer",
+    "cka",
+    "cka_loss",
+    "dist_loss",
+    "dkd",
+    "generalized_jsd",
+    "hint_mse",
+    "kd_kl",
+    "minillm_returns",
+    "minilm_relation",
+    "module_hidden_loss",
+    "reverse_kl",
+    "teacher_mixed_probs",
+    "tv_distance",
+]
+
+# No file bears the name of a public function: importing such a file would hide the function behind the module.
+_HOMES = {
+    "MinillmReturns": "minillm",
+    "attention_kl": "attention_probabilities",
+    "attention_transfer": "spatial_attention",
+    "cka": "kernel_alignment",
+    "cka_loss": "kernel_alignment",
+    "dist_loss": "correlation",
+    "dkd": "decoupled",
+    "generalized_jsd": "jensen_shannon",
+    "hint_mse": "hints",
+    "kd_kl": "forward_kl",
+    "minillm_returns": "minillm",
+    "minilm_relation": "relations",
+    "module_hidden_loss": "module_hidden",
+    "reverse_kl": "reversed_kl",
+    "teacher_mixed_probs": "minillm",
+    "tv_distance": "total_variation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

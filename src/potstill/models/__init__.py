@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Models of our own, and converters from other libraries' checkpoints."""

@@ -1,1 +1,17 @@
-"""To be filled."""
+"""Objectives: a loss, where it reads its tensors, its trainable part, its module and its weight."""
+
+from potstill.objectives.base import IGNORE_INDEX, Objective, Seen, Where
+from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
+from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
+
+__all__ = [
+    "IGNORE_INDEX",
+    "HiddenObjective",
+    "LabelObjective",
+    "ModelLossObjective",
+    "Objective",
+    "OutputObjective",
+    "ReadoutObjective",
+    "Seen",
+    "Where",
+]

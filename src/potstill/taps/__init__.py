@@ -1,1 +1,6 @@
-"""To be filled."""
+"""Look into a running model without editing it: hidden states by module path, named outputs."""
+
+from potstill.taps.hidden import HiddenTaps, Tap, expand_paths
+from potstill.taps.signal import Signal, lookup, observe
+
+__all__ = ["HiddenTaps", "Signal", "Tap", "expand_paths", "lookup", "observe"]

@@ -1,0 +1,138 @@
+"""What every loss shares: checked inputs, softmax in full precision, masks and reductions."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.errors import InputError, ShapeError, suggest
+
+Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_choice(value: str, choices: tuple[str, ...], where: str, name: str) -> None:
+    """Refuse a word that is not one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(f'"{choice}"' for choice in choices)
+        raise InputError(f"unknown {name}", where=where, expected=listed, got=value, hint=suggest(str(value), choices))
+
+
+def check_positive(value: float, where: str, name: str) -> None:
+    """Refuse a number that is not finite and above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name} does not fit", where=where, expected="a finite number above 0", got=value)
+
+
+def check_unit(value: float, where: str, name: str) -> None:
+    """Refuse a number outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} does not fit", where=where, expected="a number in [0, 1]", got=value)
+
+
+def check_mask(mask: Tensor | None, shape: torch.Size, where: str, letters: str) -> None:
+    """Refuse a mask that is not bool or not of ``shape``; ``letters`` names the axes for the message."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise InputError(
+            "mask is not bool",
+            where=where,
+            expected="torch.bool, True = counts",
+            got=mask.dtype,
+            hint="Use mask.bool().",
+        )
+    if mask.shape != shape:
+        raise ShapeError("mask does not fit", where=where, expected=f"{letters} = {list(shape)}", got=list(mask.shape))
+
+
+def full_pair(student: Tensor, teacher: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    """Return both tensors in the working precision, the teacher detached; refuse what is not floating point."""
+    for side, x in (("student", student), ("teacher", teacher)):
+        if not x.is_floating_point():
+            raise InputError(f"{side} is not floating point", where=where, got=x.dtype)
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.detach().to(dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Keep matrix products in the working precision under autocast, which would round them to half precision."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def blank(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Put 0 at masked positions of ``x (..., D)``: whatever stands there, value and gradient are then finite."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def logit_pair(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
+) -> tuple[Tensor, Tensor]:
+    """Check logits ``(..., V)`` and their mask ``(...)``; return them in full precision, blank where masked."""
+    student, teacher = full_pair(student, teacher, where)
+    if student.ndim == 0 or teacher.ndim == 0:
+        raise ShapeError("a scalar is no logit tensor", where=where, expected="(..., V)")
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ShapeError(
+            "leading shapes of student and teacher logits differ",
+            where=where,
+            expected=f"teacher {[*student.shape[:-1], 'V']}",
+            got=list(teacher.shape),
+        )
+    V_s, V_t = student.shape[-1], teacher.shape[-1]
+    if shared_vocab is not None:
+        if not 1 <= shared_vocab <= min(V_s, V_t):
+            raise ShapeError(
+                "shared_vocab does not fit",
+                where=where,
+                expected=f"1 to {min(V_s, V_t)} (student has {V_s} classes, teacher {V_t})",
+                got=shared_vocab,
+            )
+        student, teacher = student[..., :shared_vocab], teacher[..., :shared_vocab]
+    elif V_s != V_t:
+        raise ShapeError(
+            f"vocabularies differ: student has {V_s} classes, teacher {V_t}",
+            where=where,
+            hint="If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised.",
+        )
+    elif V_s == 0:
+        raise ShapeError("logits have no class", where=where, expected="V >= 1", got=list(student.shape))
+    check_mask(mask, student.shape[:-1], where, "the leading shape")
+    return blank(student, mask), blank(teacher, mask)
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return log softmax(logits / temperature) over the last axis."""
+    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+
+
+def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) over the last axis from log-probabilities.
+
+    A class with p = 0 adds exactly 0 even where a log is -inf (a banned token), in value and in gradient.
+    """
+    p = log_p.exp()
+    gap = torch.where(p > 0, log_p - log_q, 0)
+    return (p * gap).sum(-1)
+
+
+def reduce_rows(rows: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
+    """Reduce one value per position: over the positions that count, never dividing by 0."""
+    if mask is not None:
+        rows = rows.masked_fill(~mask, 0)
+    if reduction == "none":
+        return rows
+    if reduction == "sum":
+        return rows.sum()
+    return rows.sum() / (max(1, rows.numel()) if mask is None else mask.sum().clamp_min(1))
+
+
+def zero_with_graph(student: Tensor) -> Tensor:
+    """Return 0 that depends on the student, so that ``backward`` works when nothing is left to count."""
+    return student.flatten()[:0].sum()

@@ -1,0 +1,115 @@
+"""An objective: which tensors of teacher and student are compared, by which loss, with which weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from potstill.errors import RecipeError
+from potstill.taps import Signal
+
+IGNORE_INDEX = -100
+Role = Literal["task", "prediction", "hidden"]
+
+
+@dataclass
+class Seen:
+    """What one step shows an objective: the batch, the student's signal and, with a teacher, the teacher's."""
+
+    batch: Mapping[str, Any]
+    student: Signal
+    teacher: Signal | None = None
+
+
+class Objective:
+    """One weighted term of the training loss.
+
+    A subclass says what it reads (``student_outputs``, ``teacher_outputs``, ``student_taps``, ``teacher_taps``), how
+    many units of a batch count (``count``; known from the batch alone, so that a whole accumulation window can be
+    counted before its first backward pass), and the **sum** of the loss over those units (``total``). The trainer
+    divides by the count over the window and all ranks, so gradients do not depend on how a batch is split.
+
+    Attributes:
+        name: Unique in a recipe; the key in logs.
+        weight: Its factor in the loss.
+        role: "task" (labels), "prediction" (the teacher's outputs) or "hidden" (the teacher's inside).
+        module: The module it belongs to; a policy gates only objectives that have one.
+        batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
+            then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
+    """
+
+    role: Role = "prediction"
+    batch_coupled = False
+    student_outputs: tuple[str, ...] = ()
+    teacher_outputs: tuple[str, ...] = ()
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    needs_labels = False
+
+    def __init__(self, name: str, *, weight: float = 1.0, module: str | None = None):
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise RecipeError("the weight must be finite and not negative", where=f"{name}.weight", got=weight)
+        self.name, self.weight, self.module = name, float(weight), module
+
+    def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module | None:
+        """Return the trainable helper this objective needs, made to fit the probed shapes, or None."""
+        return None
+
+    def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return how many units of the batch count, a scalar tensor."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it counts")
+
+    def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
+        """Return the sum of the loss over the units that count: a scalar, fp32 or better, in nats where it can be."""
+        raise NotImplementedError(f"{type(self).__name__} must compute its loss")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan's row about this objective."""
+        return {
+            "name": self.name,
+            "loss": getattr(self, "loss_name", type(self).__name__),
+            "role": self.role,
+            "weight": self.weight,
+            "module": self.module,
+            "on": ", ".join(self.student_outputs) or None,
+        }
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which positions of a batch count: those of a mask that are not zero, or of labels that are not -100.
+
+    Neither = every row. A mask whose shape differs from the tensor's leading shape but counts its rows (one entry per
+    image, say) is given as ``rows``.
+    """
+
+    mask: str | None = None
+    labels: str | None = None
+    rows: str | None = None
+
+    def mask_of(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return the boolean mask of the batch, or None if all count."""
+        if self.labels is not None:
+            return self._entry(batch, self.labels) != IGNORE_INDEX
+        if self.mask is not None:
+            return self._entry(batch, self.mask) != 0
+        return None
+
+    def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return how many positions count, as a float64 scalar."""
+        mask = self.mask_of(batch)
+        if mask is not None:
+            return mask.sum(dtype=torch.float64)
+        if self.rows is not None and self.rows in batch:
+            return (batch[self.rows] != 0).sum(dtype=torch.float64)
+        first = next(v for v in batch.values() if isinstance(v, torch.Tensor))
+        return torch.tensor(first.shape[0], dtype=torch.float64, device=first.device)
+
+    def _entry(self, batch: Mapping[str, Any], key: str) -> torch.Tensor:
+        if key not in batch:
+            raise RecipeError(f'the batch has no "{key}"', hint=f"The collator makes: {', '.join(sorted(batch))}.")
+        return batch[key]

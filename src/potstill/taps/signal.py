@@ -1,0 +1,58 @@
+"""What one forward pass of a model showed: its outputs by name and its tapped hidden states by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.errors import InputError, suggest
+from potstill.taps.hidden import HiddenTaps
+
+
+def lookup(outputs: Any, path: str) -> torch.Tensor:
+    """Follow a dotted path (``task_logits.vqa``) through a ``ModelOutput``, dict or object to a tensor."""
+    value = outputs
+    for key in path.split("."):
+        nested = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+        if nested is None:
+            known = value.keys() if isinstance(value, Mapping) else [k for k in vars(value) if not k.startswith("_")]
+            raise InputError(f'the model returned no "{key}"', where=f'output "{path}"', hint=suggest(key, known))
+        value = nested
+    return value
+
+
+@dataclass
+class Signal:
+    """Outputs and hidden states of one forward pass over one batch.
+
+    Attributes:
+        outputs: Dotted output name -> tensor.
+        hidden: Tap -> tensor, usually ``[B, T, D]``.
+    """
+
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Signal:
+        """Return a copy on another device."""
+        return Signal(
+            {k: v.to(device) for k, v in self.outputs.items()}, {k: v.to(device) for k, v in self.hidden.items()}
+        )
+
+
+def observe(
+    model: nn.Module, inputs: Mapping[str, Any], taps: HiddenTaps, outputs: Iterable[str], hidden: Iterable[str]
+) -> Signal:
+    """Run ``model(**inputs)`` once and return the named outputs and the hidden states of the named taps."""
+    taps.open(hidden)
+    try:
+        result = model(**inputs)
+        seen = taps.close()
+    except BaseException:
+        taps.discard()
+        raise
+    return Signal({name: lookup(result, name) for name in outputs}, seen)

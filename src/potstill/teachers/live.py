@@ -1,0 +1,90 @@
+"""A teacher that is a model held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.errors import InputError
+from potstill.taps import HiddenTaps, Signal, observe
+
+
+class LiveTeacher:
+    """Runs a frozen model and returns the signal that the objectives ask for.
+
+    The one owner of "frozen": parameters need no gradient, the model is in eval mode before every pass, and passes
+    run without a graph. It is deliberately no ``nn.Module``, so that it enters no state dict, optimiser or DDP wrapper.
+
+    Args:
+        model: The teacher. Its parameters are frozen in place.
+        outputs: Names of outputs to return, dotted (``task_logits.vqa``).
+        taps: Modules whose hidden states to return.
+        inputs: Batch keys the model takes; ``None`` = those its ``forward`` names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        outputs: Iterable[str] = (),
+        taps: Iterable[str] = (),
+        inputs: Iterable[str] | None = None,
+    ):
+        from potstill.taps.inputs import model_inputs
+
+        self.model = model.requires_grad_(False).eval()
+        self.outputs = list(outputs)
+        self._taps = HiddenTaps(model, taps, where="teacher taps")
+        self._inputs = model_inputs(model, inputs)
+
+    @property
+    def taps(self) -> list[str]:
+        """The tapped paths."""
+        return self._taps.paths
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LiveTeacher:
+        """Place the model; returns self."""
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    @torch.no_grad()
+    def signal(self, batch: Mapping[str, Any], hidden: Iterable[str] | None = None) -> Signal:
+        """Run the model on one batch.
+
+        Args:
+            batch: The batch; keys the model does not take are left out.
+            hidden: Taps wanted this time; ``None`` = all.
+        """
+        self.model.eval()
+        return observe(
+            self.model, self._inputs(batch), self._taps, self.outputs, self.taps if hidden is None else hidden
+        )
+
+    def refuse_sharing(self, student: nn.Module) -> None:
+        """Raise if teacher and student share a parameter: freezing one would freeze the other."""
+        mine = {p.data_ptr(): n for n, p in self.model.named_parameters() if p.numel()}
+        for name, parameter in student.named_parameters():
+            if parameter.numel() and parameter.data_ptr() in mine:
+                raise InputError(
+                    f'teacher and student share the parameter "{name}"',
+                    where="student",
+                    hint="Deep-copy the model before building the student from it.",
+                )
+
+    def close(self) -> None:
+        """Remove the taps."""
+        self._taps.remove()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes, dtypes and bytes of all weights: equal iff the weights are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Settings of a distillation run, on top of transformers' ``TrainingArguments``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from potstill.errors import RecipeError
+from potstill.train.probe import YARDSTICKS
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """``TrainingArguments`` plus what distillation needs; some defaults differ, each for a reason.
+
+    ``logging_nan_inf_filter`` is off (it hides NaN), ``remove_unused_columns`` is off (batches hold what objectives
+    read), ``disable_tqdm`` and ``report_to`` are quiet (the run folder keeps the history).
+    """
+
+    round_steps: int = field(default=100, metadata={"help": "Optimiser steps per round of the policy (P)."})
+    probe_batches: int = field(default=4, metadata={"help": "Batches in the policy's probe set."})
+    reward: str = field(default="reference", metadata={"help": "Yardstick: reference, per_term or prediction."})
+    reward_mode: str = field(default="relative", metadata={"help": "Relative or absolute loss decrement."})
+    reward_clip: float | None = field(default=1.0, metadata={"help": "Rewards are clipped to ± this; None = not."})
+    equal_hidden_weight: bool = field(
+        default=False,
+        metadata={"help": "Scale the modules in an arm so that every arm carries the same total hidden weight."},
+    )
+    part_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of parts; None = same."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints to keep; 0 = all."})
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool = False
+    disable_tqdm: bool | None = True
+    report_to: str | list[str] | None = "none"
+    ddp_find_unused_parameters: bool | None = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.round_steps < 1:
+            raise RecipeError("must be at least 1", where="policy.round_steps", got=self.round_steps)
+        if self.probe_batches < 1:
+            raise RecipeError("must be at least 1", where="policy.probe_batches", got=self.probe_batches)
+        if self.reward not in YARDSTICKS:
+            raise RecipeError(
+                "unknown yardstick", where="policy.reward", expected=", ".join(YARDSTICKS), got=self.reward
+            )
+        # The Trainer rotates before our manifest is written; the trainer keeps its own count instead.
+        self.save_total_limit = None

@@ -1,0 +1,132 @@
+"""Checkpoints that are either complete or refused: a manifest of sizes and hashes, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from potstill.errors import IntegrityError
+
+MANIFEST = "manifest.json"
+STUDENT, PARTS, POLICY = "student.safetensors", "parts.safetensors", "policy.json"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is an ``IntegrityError`` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IntegrityError("the file is missing", where=str(path)) from error
+    except (ValueError, OSError) as error:
+        raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path)) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:
+    # hashlib.file_digest is new in Python 3.11; 3.10 is supported.
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Flush every file of a checkpoint to disk and write the manifest last."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(folder / MANIFEST, {"version": 1, "files": files})
+
+
+def verify(folder: Path) -> None:
+    """Raise ``IntegrityError`` naming the first file that is missing, has another size or other bytes."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise IntegrityError("the manifest has no list of files", where=str(folder / MANIFEST))
+    for name, entry in files.items():
+        path = folder / name
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            raise IntegrityError("a checkpoint holds no links", where=str(path))
+        if not path.is_file():
+            raise IntegrityError("the file is missing", where=str(path))
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            raise IntegrityError("the file changed since it was written", where=str(path))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first, complete or not."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.match(p.name)) and p.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[IntegrityError]]:
+    """Return the newest checkpoint whose manifest holds, and why newer ones were refused."""
+    refused = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify(path)
+            return path, refused
+        except IntegrityError as error:
+            refused.append(error)
+    return None, refused
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the newest ``count`` checkpoints; 0 keeps all."""
+    for path in list_checkpoints(folder)[:-count] if count else []:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_weights(folder: Path, student: nn.Module, parts: nn.Module) -> None:
+    """Write student and parts as two safetensors files; shared tensors are stored once."""
+    save_model(student, str(folder / STUDENT), metadata={"format": "pt"})
+    if any(True for _ in parts.state_dict()):
+        save_model(parts, str(folder / PARTS), metadata={"format": "pt"})
+
+
+def load_weights(folder: Path, student: nn.Module, parts: nn.Module) -> None:
+    """Load both strictly: a missing, unexpected or wrongly shaped tensor is an ``IntegrityError``."""
+    pairs = [(folder / STUDENT, student)]
+    if any(True for _ in parts.state_dict()):
+        pairs.append((folder / PARTS, parts))
+    for path, module in pairs:
+        if not path.is_file():
+            raise IntegrityError("the file is missing", where=str(path))
+        try:
+            load_model(module, str(path), strict=True)
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise IntegrityError(
+                f"the weights do not fit this recipe ({str(error).splitlines()[0]})",
+                where=str(path),
+                hint="Resume with the recipe the run was started with.",
+            ) from error

@@ -1,0 +1,202 @@
+"""The one trained module: a student and the parts of its objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.errors import InputError, NumericsError, RecipeError
+from potstill.objectives import Objective, Seen
+from potstill.taps import HiddenTaps, Signal, observe
+from potstill.taps.inputs import model_inputs
+
+
+@dataclass
+class DistillOutput:
+    """Loss of one forward pass and its terms.
+
+    Attributes:
+        loss: Σ weight · total / count, with a graph.
+        totals: Objective name -> detached sum over the units of this batch.
+        counts: Objective name -> units of this batch.
+    """
+
+    loss: torch.Tensor
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class DistillModule(nn.Module):
+    """Student and parts in one module, so that DDP, FSDP2 and compile see everything that touches a gradient.
+
+    Works in a loop of your own::
+
+        module = DistillModule(student, objectives)
+        teacher = LiveTeacher(model, outputs=module.teacher_outputs, taps=module.teacher_taps)
+        module.build_parts(batch, teacher.signal(batch))
+        loss = module(batch, teacher.signal(batch)).loss
+
+    Args:
+        student: The model to train; it is exported alone.
+        objectives: Terms of the loss; names must be unique.
+        inputs: Batch keys the student takes; ``None`` = those its ``forward`` names.
+    """
+
+    def __init__(self, student: nn.Module, objectives: Sequence[Objective], *, inputs: Iterable[str] | None = None):
+        super().__init__()
+        if not objectives:
+            raise RecipeError("there is no objective", where="objectives", hint="Name at least one loss.")
+        names = [o.name for o in objectives]
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            raise RecipeError(f'two objectives are called "{min(twice)}"', where="objectives", hint="Give each a name.")
+        self.student = student
+        self.parts = nn.ModuleDict()
+        self.objectives = list(objectives)
+        self._taps = HiddenTaps(
+            student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps"
+        )
+        self._inputs = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
+
+    @property
+    def modules_named(self) -> list[str]:
+        """Names of the modules that objectives belong to, in order: what a policy can choose among."""
+        return list(dict.fromkeys(o.module for o in self.objectives if o.module is not None))
+
+    @property
+    def teacher_outputs(self) -> list[str]:
+        """Outputs a teacher has to return."""
+        return list(dict.fromkeys(n for o in self.objectives for n in o.teacher_outputs))
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """Modules of the teacher whose hidden states are needed."""
+        return list(dict.fromkeys(n for o in self.objectives for n in o.teacher_taps))
+
+    def active(self, weights: Mapping[str, float] | None = None) -> list[tuple[Objective, float]]:
+        """Return the objectives that play under these module weights, each with its weight in the loss."""
+        chosen = []
+        for objective in self.objectives:
+            gate = 1.0 if objective.module is None or weights is None else weights.get(objective.module, 0.0)
+            if objective.weight * gate:
+                chosen.append((objective, objective.weight * gate))
+        return chosen
+
+    def teacher_taps_for(self, weights: Mapping[str, float] | None = None) -> list[str]:
+        """Return only the teacher taps that the active objectives read."""
+        return list(dict.fromkeys(t for o, _ in self.active(weights) for t in o.teacher_taps))
+
+    def observe(self, batch: Mapping[str, Any], objectives: Iterable[Objective] | None = None) -> Signal:
+        """Run the student once and return what the objectives read."""
+        chosen = self.objectives if objectives is None else list(objectives)
+        outputs = dict.fromkeys(n for o in chosen for n in o.student_outputs)
+        taps = list(dict.fromkeys(t for o in chosen for t in o.student_taps))
+        return observe(self.student, self._inputs(batch), self._taps, outputs, taps)
+
+    @torch.no_grad()
+    def build_parts(self, batch: Mapping[str, Any], signal: Signal | None, *, seed: int = 0) -> None:
+        """Probe the student's shapes on one batch and create the parts, seeded apart from the global generator."""
+        was_training = self.student.training
+        self.student.eval()
+        student = self.observe(batch)
+        self.student.train(was_training)
+        example = next(self.student.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for objective in self.objectives:
+                part = objective.build_part(student, signal)
+                if part is not None:
+                    self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
+
+    @torch.no_grad()
+    def shapes(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Return the shape that every tap of the student sees on this batch."""
+        return {tap: list(value.shape) for tap, value in self.observe(batch).hidden.items()}
+
+    def freeze_unreached(self, batch: Mapping[str, Any], signal: Signal | None) -> list[str]:
+        """Freeze the student's parameters that no objective reaches, and return their names.
+
+        They would only suffer weight decay, and DDP would wait for their gradients for ever.
+        """
+        with torch.random.fork_rng(devices=[]):
+            self(batch, signal).loss.backward()
+        names = [n for n, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
+        self.zero_grad(set_to_none=True)
+        for name in names:
+            self.student.get_parameter(name).requires_grad_(False)
+        return names
+
+    def part_of(self, objective: Objective) -> nn.Module | None:
+        """Return the part of an objective, or None."""
+        name = objective.name.replace(".", "_")
+        return self.parts[name] if name in self.parts else None  # noqa: SIM401 - a ModuleDict has no get
+
+    def count(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Count the units of every objective in one batch; needs no forward pass."""
+        return {o.name: o.count(batch) for o in self.objectives}
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        signal: Signal | None = None,
+        weights: Mapping[str, float] | None = None,
+        counts: Mapping[str, torch.Tensor] | None = None,
+    ) -> DistillOutput:
+        """Compute the loss of one batch.
+
+        Args:
+            batch: What the collator made.
+            signal: The teacher's signal for this batch; may be None if no objective reads one.
+            weights: Module -> factor, from a policy; a module left out is off, None = all on.
+            counts: Objective -> units to divide by (of the whole accumulation window and all ranks); None = of this
+                batch.
+
+        Raises:
+            InputError: An active objective needs a teacher and there is no signal.
+        """
+        active = self.active(weights)
+        student = self.observe(batch, [o for o, _ in active])
+        seen = Seen(batch, student, signal)
+        output = DistillOutput(self._anchor(active))
+        for objective, weight in active:
+            if signal is None and (objective.teacher_outputs or objective.teacher_taps):
+                raise InputError("needs a teacher", where=objective.name, hint="Pass the teacher's signal.")
+            total = objective.total(seen, self.part_of(objective))
+            here = objective.count(batch)
+            units = here if counts is None else counts[objective.name]
+            output.totals[objective.name], output.counts[objective.name] = total.detach(), here
+            output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
+        return output
+
+    def _anchor(self, active: Sequence[tuple[Objective, float]]) -> torch.Tensor:
+        """Return 0 with an edge to every part parameter that is idle now.
+
+        DDP with ``find_unused_parameters=False`` waits for the gradient of every parameter; an arm that rests must
+        not leave its projector without one.
+        """
+        idle = set(self.parts) - {o.name.replace(".", "_") for o, _ in active}
+        zero = torch.zeros((), device=next(self.student.parameters()).device)
+        for name in sorted(idle):
+            for parameter in self.parts[name].parameters():
+                zero = zero + 0.0 * parameter.sum().float()
+        return zero
+
+
+def check_finite(output: DistillOutput, objectives: Iterable[Objective], batch: Mapping[str, Any], step: int) -> None:
+    """Raise ``NumericsError`` that names step, term, module and samples if any term is NaN or Inf."""
+    if not output.totals or torch.isfinite(torch.stack([t.double() for t in output.totals.values()])).all():
+        return
+    bad = next(name for name, t in output.totals.items() if not torch.isfinite(t))
+    module = next(o.module for o in objectives if o.name == bad)
+    ids = batch.get("sample_id")
+    raise NumericsError(
+        f'the term "{bad}" became {output.totals[bad].item()}',
+        where=f"step {step}" + (f", module {module}" if module else ""),
+        got=f"samples {ids.flatten().tolist()[:16]}" if isinstance(ids, torch.Tensor) else None,
+        hint="Lower train.learning_rate, set train.max_grad_norm, or train in fp32; "
+        "the last checkpoint can be resumed with --resume.",
+    )

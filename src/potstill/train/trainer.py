@@ -1,0 +1,475 @@
+"""Distillation on transformers' Trainer: what it does not know about teachers, parts and policies.
+
+Each override below says why it is there. They were written against transformers 5.23 and are covered one by one by
+``tests/train/test_trainer_contract.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PrinterCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from potstill.errors import InputError, IntegrityError, RecipeError
+from potstill.objectives import Objective
+from potstill.teachers import LiveTeacher
+from potstill.train.arguments import DistillationArguments
+from potstill.train.checkpoint import (
+    POLICY,
+    keep_newest,
+    load_weights,
+    newest_valid,
+    read_json,
+    save_weights,
+    seal,
+    verify,
+    write_json,
+)
+from potstill.train.module import DistillModule, check_finite
+from potstill.train.probe import Probe, reward_of, yardstick_value
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student against a teacher under several objectives, and lets a policy choose the module each round.
+
+    Args:
+        student: The model to train, or a ``DistillModule`` already built.
+        objectives: Terms of the loss (not with a ``DistillModule``).
+        teacher: A model or a ``LiveTeacher``; None = train on labels.
+        policy: Chooses which module's objectives play; None = all, always.
+        args: Settings.
+        train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
+            (seed, epoch).
+        data_collator: Makes batches.
+        history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
+        stage: Name written into the history, where several stages share a file.
+
+    Raises:
+        RecipeError: A policy's arm names a module that no objective belongs to, or there is nothing to train on.
+    """
+
+    # The loss is divided by the counts of the whole window already; dividing again by the number of micro-batches
+    # would make gradients depend on the split.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objectives: Sequence[Objective] | None = None,
+        *,
+        teacher: nn.Module | LiveTeacher | None = None,
+        policy: Any | None = None,
+        args: DistillationArguments,
+        train_dataset: Any,
+        data_collator: Any = None,
+        history: Path | str | None = None,
+        stage: str | None = None,
+        **kwargs: Any,
+    ):
+        module = student if isinstance(student, DistillModule) else DistillModule(student, objectives or [])
+        if isinstance(teacher, nn.Module):
+            teacher = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps)
+        if teacher is None and (module.teacher_outputs or module.teacher_taps):
+            raise RecipeError(
+                "the objectives compare with a teacher, but there is none", where="teacher", hint="Name a model."
+            )
+        if len(train_dataset) < args.train_batch_size:
+            raise RecipeError(
+                "the dataset is smaller than one batch",
+                where="data",
+                expected=f"at least {args.train_batch_size} samples",
+                got=len(train_dataset),
+            )
+        self.teacher, self.policy = teacher, policy
+        self._check_arms(module)
+        if teacher is not None:
+            teacher.refuse_sharing(module.student)
+        super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
+        self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
+        if args.n_gpu > 1:
+            raise InputError(
+                "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",
+                where="launch",
+                hint="Start one process per GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one.",
+            )
+        # get_batch_samples returns our counts as num_items_in_batch, also on transformers that lack the flag above.
+        self.model_accepts_loss_kwargs = True
+        self.history_path = Path(history) if history else None
+        self.history: list[dict[str, Any]] = []
+        self.stage = stage
+        self.probe: Probe | None = None
+        self._values: dict[str, float] | None = None  # terms on the probe set when the current round began
+        self._arm: int | None = None
+        self._round = 0
+        self._round_started = -1
+        self._window: dict[str, list[float]] = {}
+        self._saving_to: str | None = None
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
+        if teacher is not None:
+            teacher.to(args.device)
+        self._build_parts()
+
+    # -- set-up -------------------------------------------------------------------------------------------------
+
+    def _check_arms(self, module: DistillModule) -> None:
+        known = module.modules_named
+        for arm in self.policy.arms if self.policy is not None else ():
+            for name in arm:
+                if name not in known:
+                    raise RecipeError(
+                        f'the arm names an unknown module "{name}"',
+                        where="policy.arms",
+                        expected=", ".join(known) or "an objective that belongs to a module",
+                    )
+
+    def _build_parts(self) -> None:
+        rows = min(self.args.train_batch_size, len(self.train_dataset))
+        batch = self._prepare_inputs(self._collate(range(rows)))
+        signal = self.teacher.signal(batch) if self.teacher is not None else None
+        self.model.build_parts(batch, signal, seed=self.args.seed)
+        self.shapes = self.model.shapes(batch), {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
+        self.untrained = self.model.freeze_unreached(batch, signal)
+
+    def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        indices = list(indices)
+        fetch = getattr(self.train_dataset, "__getitems__", None)
+        return self.data_collator(fetch(indices) if fetch else [self.train_dataset[i] for i in indices])
+
+    def _get_train_sampler(self, train_dataset=None):
+        # A generated sample is random by its index already; reading in order needs no permutation and resumes exactly.
+        if getattr(train_dataset or self.train_dataset, "is_generated", False):
+            return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Give the parts their own parameter groups, with their own learning rate if one is set."""
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(module))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((".parts." in f".{name}", name in decayed), []).append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+            rows = []
+            for (is_part, is_decayed), parameters in sorted(groups.items()):
+                row = {"params": parameters, "weight_decay": self.args.weight_decay if is_decayed else 0.0}
+                if is_part and self.args.part_learning_rate is not None:
+                    row["lr"] = self.args.part_learning_rate
+                rows.append(row)
+            self.optimizer = cls(rows, **options)
+        return self.optimizer
+
+    # -- a step -------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Count every objective's units over the whole accumulation window and all ranks, once, before any backward."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        if not batches:
+            return batches, None
+        per_batch = [self.model.count(batch) for batch in batches]
+        names = list(per_batch[0])
+        sums = torch.stack([sum(c[n] for c in per_batch).to(device, torch.float64) for n in names])
+        return batches, dict(zip(names, self._sum_over_ranks(sums)))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Close the policy's round before the first micro-batch of the step it ends on."""
+        if self.policy is not None:
+            step = self.state.global_step
+            if self._arm is None or (step % self.args.round_steps == 0 and self._round_started != step):
+                self._turn_round(step)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Ask the teacher, then call the wrapped module: its ``.module`` would skip the gradient reduction."""
+        weights = self.weights
+        signal = None
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                signal = self.teacher.signal(inputs, self.model.teacher_taps_for(weights))
+        output = model(inputs, signal, weights, num_items_in_batch)
+        check_finite(output, self.model.objectives, inputs, self.state.global_step)
+        for name, total in output.totals.items():
+            kept = self._window.setdefault(name, [0.0, 0.0])
+            kept[0] += total.item()
+            kept[1] += output.counts[name].item()
+        # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
+        loss = output.loss * self.args.world_size
+        return (loss, output) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Evaluate the same objective as in training, with every module on."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            signal = self.teacher.signal(inputs) if self.teacher is not None else None
+            loss = model(inputs, signal).loss
+        return loss.detach(), None, None
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Module -> factor of its objectives in the current round; None without a policy."""
+        if self.policy is None or self._arm is None:
+            return None
+        arm = self.policy.arms[self._arm]
+        scale = len(self.model.modules_named) / len(arm) if self.args.equal_hidden_weight and arm else 1.0
+        return {name: scale if name in arm else 0.0 for name in self.model.modules_named}
+
+    @property
+    def arm_name(self) -> str | None:
+        """The arm being played, its modules joined with "+"."""
+        return None if self._arm is None else "+".join(self.policy.arms[self._arm])
+
+    # -- rounds -------------------------------------------------------------------------------------------------
+
+    def _turn_round(self, step: int) -> None:
+        """Reward the arm just played and choose the next; every rank computes the same."""
+        if self.probe is None:
+            self.probe = self._draw_probe()
+        if self._arm is None:
+            self._values = self.probe.measure(self.model, self._sum_over_ranks)
+        else:
+            self._reward(step)
+        self._round += 1
+        self._round_started = step
+        self._arm = self._agree(self.policy.select())
+
+    def _reward(self, step: int) -> None:
+        after = self.probe.measure(self.model, self._sum_over_ranks)
+        args = self.args
+        reward = reward_of(self._values, after, self.model, args.reward, mode=args.reward_mode, clip=args.reward_clip)
+        self.policy.update(self._arm, reward)
+        posterior = self.policy.posterior()
+        names = ["+".join(arm) for arm in self.policy.arms]
+        rows = zip(names, posterior.mean.tolist(), posterior.std.tolist(), posterior.count.tolist())
+        self._record(
+            {
+                "event": "round",
+                "step": step,
+                "round": self._round,
+                "arm": self.arm_name,
+                "reward": reward,
+                "reference": yardstick_value(after, self.model, "reference"),
+                "probe": after,
+                "posterior": {n: {"mean": m, "std": s, "count": c} for n, m, s, c in rows},
+            }
+        )
+        self._values = after
+
+    def _draw_probe(self) -> Probe:
+        """Draw the probe set once, by the seed; each rank keeps its share, with the teacher's signals."""
+        size, ranks, rank = self.args.train_batch_size, self.args.world_size, self.args.process_index
+        wanted = self.args.probe_batches * size * ranks
+        generator = np.random.default_rng([self.args.seed, 0x9206E])
+        ids = generator.choice(len(self.train_dataset), min(wanted, len(self.train_dataset)), replace=False)
+        mine = sorted(ids.tolist())[rank::ranks]
+        batches = [self._prepare_inputs(self._collate(mine[i : i + size])) for i in range(0, len(mine), size)]
+        return Probe(batches, [self.teacher.signal(b) if self.teacher is not None else None for b in batches])
+
+    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def _agree(self, arm: int) -> int:
+        """Take rank 0's choice on every rank."""
+        if self.args.world_size == 1:
+            return arm
+        choice = torch.tensor([arm], device=self.args.device)
+        dist.broadcast(choice, 0)
+        if choice.item() != arm:
+            raise IntegrityError("the ranks' policies disagree", where="policy", hint="Start all ranks with one seed.")
+        return arm
+
+    # -- the whole run ------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """Train; close the last round at the end. ``True`` resumes from the newest complete checkpoint."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.newest_checkpoint()
+        elif resume_from_checkpoint:
+            verify(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        finished = self.state.global_step >= self.state.max_steps
+        if (
+            self.policy is not None
+            and self._arm is not None
+            and finished
+            and self._round_started < self.state.max_steps
+        ):
+            self._reward(self.state.global_step)
+            self._arm = None
+        return result
+
+    def newest_checkpoint(self) -> Path:
+        """Return the newest complete checkpoint of this run; none is an error that says why."""
+        found, refused = newest_valid(Path(self.args.output_dir))
+        if found is None:
+            reasons = "; ".join(str(r) for r in refused)
+            raise IntegrityError(
+                "there is no complete checkpoint to resume from",
+                where=str(self.args.output_dir),
+                got=reasons or "an empty folder",
+                hint="Start again without --resume, in a new folder.",
+            )
+        return found
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        """Restore the policy and cut the history back to the checkpoint, or start both afresh."""
+        started = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            saved = read_json(Path(resume_from_checkpoint) / POLICY)
+            self._window = saved["window"]
+            self._seconds_before = saved["seconds"]
+            if (self.policy is None) != (saved["policy"] is None):
+                raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
+            if self.policy is not None:
+                self.policy.load_state_dict(saved["policy"])
+                self._arm, self._round, self._values = saved["arm"], saved["round"], saved["values"]
+                self._round_started = saved["round_started"]
+                self.probe = self._draw_probe()
+        self._started = time.perf_counter()
+        self._open_history(self.state.global_step)
+        return started
+
+    # -- history ------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write the window's mean of every term beside the Trainer's own numbers."""
+        if "loss" in logs:
+            names = sorted(self._window)
+            sums = torch.tensor([self._window[n] for n in names], dtype=torch.float64, device=self.args.device)
+            sums = self._sum_over_ranks(sums) if names else sums
+            weights = {o.name: o.weight for o in self.model.objectives}
+            terms = {
+                n: {"value": (total / max(count, 1.0)), "weight": weights[n]}
+                for n, (total, count) in zip(names, sums.tolist())
+            }
+            self._window = {}
+            self._record(
+                {
+                    "event": "step",
+                    "step": self.state.global_step,
+                    "arm": self.arm_name,
+                    "loss": logs["loss"],
+                    "terms": terms,
+                    "learning_rate": logs.get("learning_rate"),
+                    "seconds": round(self.seconds, 3),
+                }
+            )
+        super().log(logs, start_time)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumes."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _record(self, event: dict[str, Any]) -> None:
+        if self.stage is not None:
+            event["stage"] = self.stage
+        self.history.append(event)
+        if self.history_path is not None and self.is_world_process_zero():
+            with open(self.history_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+    def _open_history(self, step: int) -> None:
+        """Drop what was written after the checkpoint: those steps are done again."""
+        self.history = []
+        if self.history_path is None or not self.history_path.exists():
+            return
+        for line in self.history_path.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                break  # the line a killed run was writing
+            other = event.get("stage") != self.stage
+            if other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
+                self.history.append(event)
+        if self.is_world_process_zero():
+            text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in self.history)
+            temporary = self.history_path.with_name(self.history_path.name + ".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.history_path)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial=None) -> str:
+        """Let a checkpoint grow in a folder beside the finished ones."""
+        return self._saving_to or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        """Write everything into a folder of another name, seal it, rename it: a killed save never looks valid."""
+        folder = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        growing = folder / ".growing"
+        if self.args.should_save:
+            shutil.rmtree(growing, ignore_errors=True)
+            growing.mkdir(parents=True)
+        self._wait()
+        self._saving_to = str(growing)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_to = None
+        self._wait()
+        if self.args.should_save:
+            self._save_policy(growing / name / POLICY)
+            seal(growing / name)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.rename(growing / name, folder / name)
+            shutil.rmtree(growing, ignore_errors=True)
+            keep_newest(folder, self.args.keep_checkpoints)
+        self._wait()
+
+    def _save_policy(self, path: Path) -> None:
+        write_json(
+            path,
+            {
+                "policy": None if self.policy is None else self.policy.state_dict(),
+                "arm": self._arm,
+                "round": self._round,
+                "round_started": self._round_started,
+                "values": self._values,
+                "window": self._window,
+                "seconds": self.seconds,
+            },
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Keep student and parts apart, each with shared tensors stored once."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_weights(folder, self.model.student, self.model.parts)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Load both strictly; the Trainer's own loader would accept missing tensors with a warning."""
+        load_weights(Path(resume_from_checkpoint), self.model.student, self.model.parts)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint the same way."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _wait(self) -> None:
+        if self.args.world_size > 1:
+            dist.barrier()
