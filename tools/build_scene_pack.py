@@ -11,7 +11,6 @@ OpenMoji is CC-BY-SA-4.0: it is never part of Potstill, only of the folder you b
 from __future__ import annotations
 
 import argparse
-import colorsys
 import hashlib
 import io
 import json
@@ -30,6 +29,7 @@ from scene_pack_words import (
     FACE_OF,
     FIRST,
     IRREGULAR_PLURALS,
+    LAST,
     MASS,
     NO_CATEGORY,
     PLURAL,
@@ -39,6 +39,7 @@ from scene_pack_words import (
 
 PIXELS = 64
 COLUMNS = 32
+MOST_WORDS = 4  # then a caption of four things has at most 31 tokens
 LANGUAGES = ("en", "de", "fr", "es", "zh")
 PACK = Path(__file__).resolve().parent.parent / "src" / "potstill" / "data" / "scenes" / "pack"
 
@@ -56,7 +57,7 @@ VENDORS = {
         "version": "1.2.5",
         "sha256": "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
         "licence": "CC-BY-4.0",
-        "attribution": "Twemoji, Copyright Twitter, Inc and other contributors",
+        "attribution": "Twemoji, Copyright Twitter, Inc, jdecked and other contributors",
     },
     "fluent-flat": {
         "package": "@iconify-json/fluent-emoji-flat",
@@ -129,32 +130,40 @@ class Art:
         return Image.fromarray(pixels)
 
 
-def colour_name(red: int, green: int, blue: int) -> str:
-    hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
-    hue *= 360
-    if value < 0.22:
-        return "black"
-    if saturation < 0.14:
-        return "white" if value > 0.86 else ("grey" if value > 0.35 else "black")
-    if value < 0.36 and saturation < 0.35:
-        return "black" if value < 0.3 else "grey"
-    if saturation < 0.22 and 180 <= hue <= 280:
-        return "white" if value > 0.92 else "grey"
-    if hue < 12 or hue >= 345:
-        return "pink" if saturation < 0.55 and value > 0.75 else ("red" if value > 0.45 else "brown")
-    if hue < 42:
-        if value < 0.78 or (saturation < 0.55 and value < 0.92):
-            return "brown"
-        return "orange" if saturation > 0.5 else "pink" if hue < 20 else "yellow"
-    if hue < 68:
-        return "yellow" if value > 0.55 else "brown"
-    if hue < 165:
-        return "green"
-    if hue < 255:
-        return "blue"
-    if hue < 300:
-        return "purple"
-    return "pink" if value > 0.6 else "purple"
+# Colours a person would call by these names, several for each: a pixel gets the name of the nearest one in CIELAB.
+ANCHORS = {
+    "red": "e02020 c01828 dd2e44 f44336 b71c1c f03a4a 9e1a1a f8312f ff4a3d d32f2f e8384f be1931 a0041e",
+    "orange": "ff8c00 f4900c ff6d00 f57c00 ff9800 ff7a1a fb8c00 ffa04d ef6c00 e65100 f9a01b",
+    "yellow": "ffd600 ffcc4d ffe066 fdd835 fff176 ffee58 fcc21b ffd54f f9c23c ffb02e fcea2b ffe8a0 fbc02d",
+    "green": "2e7d32 4caf50 77b255 8bc34a a6d388 00a878 5c913b 3e721d 1b5e20 c5e1a5 689f38 86d72f 44911b 008463 afb42b",
+    "blue": "1565c0 2196f3 55acee 88c9f9 3b88c3 226699 0288d1 4fc3f7 0d47a1 00a6ed 5ba4e6 303f9f 29b6f6 006064 00bcd4",
+    "purple": "7b1fa2 9c27b0 aa8ed6 744eaa 8e24aa 6a1b9a 9266cc ab47bc ba8ddf 533566 8767a8 7e57c2 433b6b 6d4a8c",
+    "pink": "f06292 f48fb1 ea596e f4abba ff8fb8 ec407a ffb6c9 e91e8c ff80ab f8bbd0 ea4aaa e75a9a",
+    "brown": "795548 8d6e63 a0522d 5d4037 662113 c1694f 8a4b38 bf6952 a56953 6d4534 b97b4a 4e342e 3e2723 865b3a "
+    "b55e19 6f3b20",
+    "white": "ffffff f5f5f5 fafafa f0f4f8 eceff1 e6e7e8 f4f4f4",
+    "grey": "9e9e9e bdbdbd 99aab5 757575 90a4ae ccd6dd 8899a6 616161 636363 cfd8dc 78909c b0bec5 546e7a",
+    # People disagree about peach, tan, vermilion, slate and bottle glass: a pixel of these counts for no colour.
+    "": "ffc9a0 ffdab9 f7c7a3 ffbca6 d7a86e e0b084 c99a5b f4511e ff5722 f2502c 6f91a5 5c8ba6 78a0b4 dfe9c0 c8b8d8 "
+    "e0d0c0",
+    "black": "000000 212121 292f33 31373d 1a1a1a 263238 2f2f2f 37474f 424242",
+}  # fmt: skip
+
+
+def to_lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB in 0 to 255 ``[N, 3]`` to CIELAB (D65)."""
+    linear = rgb / 255.0
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ matrix.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+ANCHOR_NAMES = [name for name, codes in ANCHORS.items() for _ in codes.split()]
+ANCHOR_LAB = to_lab(
+    np.array([list(bytes.fromhex(c)) for codes in ANCHORS.values() for c in codes.split()], dtype=float)
+)
 
 
 def dominant_colour(drawing: Image.Image) -> str | None:
@@ -162,12 +171,13 @@ def dominant_colour(drawing: Image.Image) -> str | None:
     pixels = np.asarray(drawing).reshape(-1, 4)
     opaque = pixels[pixels[:, 3] > 128][:, :3]
     colours, counts = np.unique(opaque, axis=0, return_counts=True)
+    distances = ((to_lab(colours.astype(float))[:, None] - ANCHOR_LAB[None]) ** 2).sum(axis=2)
     share: dict[str, int] = {}
-    for rgb, count in zip(colours.tolist(), counts.tolist()):
-        name = colour_name(*rgb)
+    for nearest, count in zip(distances.argmin(axis=1).tolist(), counts.tolist()):
+        name = ANCHOR_NAMES[nearest]
         share[name] = share.get(name, 0) + count
     best = max(sorted(share), key=share.get)
-    return best if share[best] > 0.55 * len(opaque) else None
+    return best if best and share[best] > 0.55 * len(opaque) else None
 
 
 def plural_of(name: str) -> str:
@@ -192,7 +202,9 @@ def choose_concepts(text: tarfile.TarFile, common: set[str]) -> list[dict]:
     group_keys = {g["order"]: g["key"] for g in messages["groups"]}
     subgroup_keys = {g["order"]: g["key"] for g in messages["subgroups"]}
     by_label = {e["label"]: h for h, e in tables["en"].items()}
-    unknown = [n for n in [*FIRST, *FACE_OF, *FACE_OF.values(), *EXTRA, *RENAME] if n not in by_label]
+    unknown = [
+        n for n in [*FIRST, *FACE_OF, *FACE_OF.values(), *EXTRA, *RENAME, *LAST, *NO_CATEGORY] if n not in by_label
+    ]
     if unknown:
         sys.exit(f"scene_pack_words names emoji that do not exist: {unknown}")
 
@@ -207,7 +219,7 @@ def choose_concepts(text: tarfile.TarFile, common: set[str]) -> list[dict]:
         worded = by_label[FACE_OF[label]] if label in FACE_OF else hexcode
         names = {code: clean(table[worded]["label"]) for code, table in tables.items()}
         names["en"] = RENAME.get(label, names["en"]).lower()
-        if len(names["en"].split()) > 3 or names["en"] in taken or not all(names.values()):
+        if len(names["en"].split()) > MOST_WORDS or names["en"] in taken or not all(names.values()):
             continue
         taken.add(names["en"])
         noun = "mass" if names["en"] in MASS else "plural" if names["en"] in PLURAL else "count"
@@ -235,8 +247,8 @@ def choose_concepts(text: tarfile.TarFile, common: set[str]) -> list[dict]:
     absent = set(first) - {r["label"] for r in records}
     if absent:
         sys.exit(f"FIRST names emoji that were left out: {sorted(absent)}")
-    # After the hand-made list: shorter names first, in CLDR order within one length.
-    records.sort(key=lambda r: (first.get(r["label"], len(first)), len(r["names"]["en"].split())))
+    # After the hand-made list: near twins last, shorter names first, in CLDR order within one length.
+    records.sort(key=lambda r: (first.get(r["label"], len(first)), r["label"] in LAST, len(r["names"]["en"].split())))
     return records
 
 

@@ -56,6 +56,14 @@ def test_rows_with_the_ignored_target_do_not_count():
     assert (grad[~kept] == 0).all()
 
 
+def test_the_mask_and_the_ignored_target_both_drop_rows():
+    student, teacher = pair(4, 4)
+    target, mask = torch.tensor([0, -100, 2, 3]), torch.tensor([True, True, True, False])
+    torch.testing.assert_close(
+        dkd(student, teacher, target, mask=mask), dkd(student[[0, 2]], teacher[[0, 2]], target[[0, 2]])
+    )
+
+
 def test_another_ignored_index_and_token_shapes_work():
     student, teacher = pair(2, 3, 4)
     target = torch.tensor([[0, 1, 7], [7, 3, 2]])

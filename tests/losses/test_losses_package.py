@@ -51,11 +51,9 @@ def test_doc_examples_run(name):
     assert result.attempted > 0 or name.startswith("_")
 
 
-@pytest.mark.parametrize("name", potstill.losses.__all__)
+@pytest.mark.parametrize("name", [name for name in potstill.losses.__all__ if name != "MinillmReturns"])
 def test_every_function_documents_arguments_units_errors_and_source(name):
     item = getattr(potstill.losses, name)
-    if inspect.isclass(item):
-        pytest.skip("a result, not a function")
     for section in ("Args:", "Returns:", "Raises:", "Source:", "Example:"):
         assert section in item.__doc__, section
     for parameter in inspect.signature(item).parameters:

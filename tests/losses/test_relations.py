@@ -58,6 +58,18 @@ def test_a_short_sequence_weighs_as_much_as_a_long_one():
     torch.testing.assert_close(minilm_relation(student, teacher, 2, mask), sum(alone) / 2)
 
 
+def test_a_sample_without_any_token_does_not_count_and_makes_no_nan_on_the_way():
+    student, teacher = pair(3, 5, 6, 8)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1] = False
+    student.requires_grad_()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        value = minilm_relation(student, teacher, 2, mask)
+        value.backward()
+    torch.testing.assert_close(value, minilm_relation(student[[0, 2]], teacher[[0, 2]], 2))
+    assert (student.grad[1] == 0).all()
+
+
 def test_huge_features_keep_value_and_gradient_finite():
     student, teacher = (1e3 * x.float() for x in pair(2, 5, 6, 6))
     value, grad = ref.gradient(lambda s: minilm_relation(s, teacher, 3), student)

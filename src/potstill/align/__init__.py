@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Bringing student and teacher to one form: layer maps, projectors, masks, vocabularies."""

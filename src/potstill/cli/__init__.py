@@ -1,1 +1,42 @@
-"""To be filled."""
+"""The command line: one thin file per command, nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from potstill.errors import PotstillError
+
+
+def main() -> None:
+    """Run ``potstill`` and exit: 0 done, 2 bad input, 1 our fault, 130 interrupted."""
+    import click
+
+    from potstill.cli.app import app
+
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("\npotstill: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except PotstillError as error:
+        print(f"potstill: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("POTSTILL_TRACEBACK"):
+            traceback.print_exc()
+        print(
+            f"potstill: this is a fault of Potstill, not yours: {type(error).__name__}: {error}\n"
+            "Set POTSTILL_TRACEBACK=1 to see where, and please report it.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -1,1 +1,77 @@
-"""To be filled."""
+"""Policies: which module to distil next.
+
+A policy plays one arm (a set of modules) a round, hears how much the loss fell, and chooses the next arm. It knows no
+model, no data and no process group: the trainer asks it on one rank and broadcasts the answer. ``optima`` is the
+method, the others are what it has to be compared with; all have one interface (``potstill.policies.base.Policy``).
+
+Names are imported when first used, and none of the policies needs torch to choose an arm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.policies.all_modules import AllModulesPolicy
+    from potstill.policies.arms import arm_name, make_arms
+    from potstill.policies.base import POLICIES, Policy
+    from potstill.policies.fixed import FixedArmPolicy
+    from potstill.policies.greedy import GreedyPolicy
+    from potstill.policies.optima import OptimaPolicy
+    from potstill.policies.posterior import Posterior, discounted_posterior
+    from potstill.policies.reward import loss_decrement_reward
+    from potstill.policies.round_robin import RoundRobinPolicy
+    from potstill.policies.thompson import ThompsonPolicy
+    from potstill.policies.uniform import UniformPolicy
+
+__all__ = [
+    "POLICIES",
+    "AllModulesPolicy",
+    "FixedArmPolicy",
+    "GreedyPolicy",
+    "OptimaPolicy",
+    "Policy",
+    "Posterior",
+    "RoundRobinPolicy",
+    "ThompsonPolicy",
+    "UniformPolicy",
+    "arm_name",
+    "discounted_posterior",
+    "loss_decrement_reward",
+    "make_arms",
+]
+
+_FILES = {
+    "AllModulesPolicy": "all_modules",
+    "FixedArmPolicy": "fixed",
+    "GreedyPolicy": "greedy",
+    "OptimaPolicy": "optima",
+    "Policy": "base",
+    "Posterior": "posterior",
+    "RoundRobinPolicy": "round_robin",
+    "ThompsonPolicy": "thompson",
+    "UniformPolicy": "uniform",
+    "arm_name": "arms",
+    "discounted_posterior": "posterior",
+    "loss_decrement_reward": "reward",
+    "make_arms": "arms",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "POLICIES":
+        # A policy is in the registry once its file is imported, so whoever asks for the registry gets it filled.
+        for file in sorted(set(_FILES.values())):
+            import_module(f"{__name__}.{file}")
+        value = import_module(f"{__name__}.base").POLICIES
+    elif name in _FILES:
+        value = getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Systems of the literature, and the catalogue of all that Potstill has."""

@@ -112,6 +112,24 @@ class DistillModule(nn.Module):
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
 
+    @torch.no_grad()
+    def shapes(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Return the shape that every tap of the student sees on this batch."""
+        return {tap: list(value.shape) for tap, value in self.observe(batch).hidden.items()}
+
+    def freeze_unreached(self, batch: Mapping[str, Any], signal: Signal | None) -> list[str]:
+        """Freeze the student's parameters that no objective reaches, and return their names.
+
+        They would only suffer weight decay, and DDP would wait for their gradients for ever.
+        """
+        with torch.random.fork_rng(devices=[]):
+            self(batch, signal).loss.backward()
+        names = [n for n, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
+        self.zero_grad(set_to_none=True)
+        for name in names:
+            self.student.get_parameter(name).requires_grad_(False)
+        return names
+
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
         name = objective.name.replace(".", "_")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -53,6 +53,7 @@ class DistillationTrainer(Trainer):
             (seed, epoch).
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
+        stage: Name written into the history, where several stages share a file.
 
     Raises:
         RecipeError: A policy's arm names a module that no objective belongs to, or there is nothing to train on.
@@ -73,6 +74,7 @@ class DistillationTrainer(Trainer):
         train_dataset: Any,
         data_collator: Any = None,
         history: Path | str | None = None,
+        stage: str | None = None,
         **kwargs: Any,
     ):
         module = student if isinstance(student, DistillModule) else DistillModule(student, objectives or [])
@@ -94,6 +96,7 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             teacher.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
+        self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",
@@ -104,6 +107,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.history_path = Path(history) if history else None
         self.history: list[dict[str, Any]] = []
+        self.stage = stage
         self.probe: Probe | None = None
         self._values: dict[str, float] | None = None  # terms on the probe set when the current round began
         self._arm: int | None = None
@@ -131,9 +135,12 @@ class DistillationTrainer(Trainer):
                     )
 
     def _build_parts(self) -> None:
-        batch = self._prepare_inputs(self._collate(range(min(2, len(self.train_dataset)))))
+        rows = min(self.args.train_batch_size, len(self.train_dataset))
+        batch = self._prepare_inputs(self._collate(range(rows)))
         signal = self.teacher.signal(batch) if self.teacher is not None else None
         self.model.build_parts(batch, signal, seed=self.args.seed)
+        self.shapes = self.model.shapes(batch), {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
+        self.untrained = self.model.freeze_unreached(batch, signal)
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
         indices = list(indices)
@@ -378,6 +385,8 @@ class DistillationTrainer(Trainer):
         return self._seconds_before + time.perf_counter() - self._started
 
     def _record(self, event: dict[str, Any]) -> None:
+        if self.stage is not None:
+            event["stage"] = self.stage
         self.history.append(event)
         if self.history_path is not None and self.is_world_process_zero():
             with open(self.history_path, "a", encoding="utf-8") as file:
@@ -393,7 +402,8 @@ class DistillationTrainer(Trainer):
                 event = json.loads(line)
             except ValueError:
                 break  # the line a killed run was writing
-            if event["step"] < step or (event["step"] == step and event["event"] == "step"):
+            other = event.get("stage") != self.stage
+            if other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
                 self.history.append(event)
         if self.is_world_process_zero():
             text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in self.history)

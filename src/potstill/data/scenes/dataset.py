@@ -68,6 +68,8 @@ class SceneDataset(Dataset):
         IntegrityError: if the pack is damaged.
     """
 
+    is_generated = True  # a sample is random by its index: a trainer may read in order
+
     def __init__(
         self,
         split: str = "train",

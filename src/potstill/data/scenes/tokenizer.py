@@ -14,10 +14,10 @@ from potstill.data.scenes.wording import COLOURS, check_languages, closed_answer
 from potstill.errors import InputError
 
 SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
-GRAMMAR = """
-, ? a an the in is are there what where how many colour object background or
-both images contain exactly one image contains left right has and more objects than have same number of
-""".split()
+GRAMMAR = (
+    ", ? a an the in is are there what where how many colour object background or "
+    "both images contain exactly one image contains left right has and more objects than have same number of"
+)
 
 
 def build_tokenizer(concepts: int = 96, languages: Sequence[str] = ("en",)) -> PreTrainedTokenizerFast:
@@ -42,7 +42,7 @@ def build_tokenizer(concepts: int = 96, languages: Sequence[str] = ("en",)) -> P
     if not 1 <= concepts <= len(pack.concepts):
         raise InputError("out of range", where="concepts", expected=f"1 to {len(pack.concepts)}", got=concepts)
     chosen = pack.concepts[:concepts]
-    words = [*SPECIAL, *(f"[{code}]" for code in languages if code != "en"), *GRAMMAR]
+    words = [*SPECIAL, *(f"[{code}]" for code in languages if code != "en"), *GRAMMAR.split()]
     for text in (*POSITIONS, *SIZES, *COLOURS, *closed_answers(chosen)):
         words += split_words(text)
     for concept in chosen:

@@ -62,10 +62,12 @@ def colour(draws: Draws, world) -> Question:
     """
     builder = world.builder
     vendor = draws.pick(builder.vendors)
-    coloured = world.coloured[vendor]
-    _, members = draws.pick(coloured)
-    scene = builder.build(draws, wanted=[draws.pick(members)], vendor=vendor)
-    thing = draws.pick([t for t in scene.things if t.concept in members])
+    aimed: list = []
+    while not aimed:  # a held-out pair may have pushed the thing out
+        _, members = draws.pick(world.coloured[vendor])
+        scene = builder.build(draws, wanted=[draws.pick(members)], vendor=vendor)
+        aimed = [t for t in scene.things if t.concept in members]
+    thing = draws.pick(aimed)
     return scene, f"what colour is the object in the {POSITIONS[thing.cell]}?", world.colour_of(scene, thing)
 
 

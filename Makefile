@@ -1,0 +1,42 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint docs wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   set up, distil the shipped teacher twice (OPTIMA and plain KD), show the report's path"
+	@echo "make test   set up, run all tests"
+	@echo "make lint   ruff and import walls;  make docs   build the documentation;  make wheel   build the wheel"
+
+# torch comes first and alone: a later package that asks for "torch" would otherwise pull the newest CUDA build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+demo: $(READY)
+	$(BIN)/potstill demo --out $(DEMO_DIR)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist site

@@ -1,0 +1,57 @@
+"""``potstill inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look at models and data before distilling.", no_args_is_help=True)
+
+
+@app.command("model")
+def model(
+    name: Annotated[str, typer.Argument(help="Folder, packaged name or hub name.")],
+    depth: Annotated[int, typer.Option(help="How deep to list modules.")] = 2,
+) -> None:
+    """List module paths, shapes, heads and parameters of a model."""
+    from rich.console import Console
+
+    from potstill.models.load import load_model
+    from potstill.taps.inspect import describe_model, render
+
+    Console().print(render(describe_model(load_model(name, where="model")), depth=depth))
+
+
+@app.command("pair")
+def pair(
+    student: Annotated[str, typer.Argument(help="The student: folder, packaged name or hub name.")],
+    teacher: Annotated[str, typer.Argument(help="The teacher, likewise.")],
+) -> None:
+    """Propose modules, layer maps and projectors for a student and a teacher."""
+    from rich.console import Console
+
+    from potstill.models.load import load_model
+    from potstill.taps.inspect import propose, render
+
+    Console().print(render(propose(load_model(student, where="student"), load_model(teacher, where="teacher"))))
+
+
+@app.command("data")
+def data(
+    source: Annotated[str, typer.Argument(help="Data source: scenes.")] = "scenes",
+    task: Annotated[str, typer.Option(help="caption, vqa, entailment, nlvr2, ...")] = "vqa",
+    split: Annotated[str, typer.Option(help="Split.")] = "train",
+    count: Annotated[int, typer.Option("--n", min=1, max=400, help="Number of samples.")] = 24,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("contact-sheet.png"),
+) -> None:
+    """Write a contact sheet of samples."""
+    from potstill.data.scenes import SceneDataset, contact_sheet
+    from potstill.errors import RecipeError
+
+    if source != "scenes":
+        raise RecipeError("has no contact sheet", where="data.source", expected="scenes", got=source)
+    contact_sheet(SceneDataset(split=split, tasks=(task,), seed=seed), task, count).save(out)
+    typer.echo(out)

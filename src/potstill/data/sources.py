@@ -1,0 +1,39 @@
+"""Data sources: what a recipe's ``data.source`` can name, each giving datasets by split, a collator and a processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from potstill.registry import Registry
+
+
+@dataclass
+class DataSource:
+    """Everything a run needs to know about its data.
+
+    Attributes:
+        make: ``make(split, size)`` returns a map-style dataset; ``size`` None = the split's own length.
+        collator: Turns a list of samples into a batch of tensors.
+        processor: Saved beside the student (tokenizer, image processor), or None.
+        model_fields: Fields a model made for this data must have in its configuration: vocabulary, labels, image size.
+        facts: What the plan says about the data.
+    """
+
+    make: Callable[[str, int | None], Any]
+    collator: Callable[[list[Any]], dict[str, Any]]
+    processor: Any | None = None
+    model_fields: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str, size: int | None = None) -> Any:
+        """Return the dataset of a split."""
+        return self.make(name, size)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan's row about the data."""
+        return dict(self.facts)
+
+
+DATA: Registry[Callable[..., DataSource]] = Registry("data source")

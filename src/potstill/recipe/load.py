@@ -1,0 +1,170 @@
+"""Read a recipe from YAML, apply overrides, and turn every mistake into one placed message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from potstill.errors import RecipeError, suggest
+from potstill.recipe.check import check
+from potstill.recipe.schema import OpenSection, Recipe
+
+MAX_BYTES = 1 << 20
+_STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases (a few lines of them can unfold into gigabytes) and without repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            raise RecipeError("YAML aliases are not allowed", where=_mark(self.peek_event()), hint="Write it out.")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise RecipeError("keys are names", where=_mark(key_node), got=key)
+            if key in seen:
+                raise RecipeError(f'the key "{key}" stands twice', where=_mark(key_node))
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes "on" and "no" for booleans and 1e-3 for text; recipes follow YAML 1.2 in both.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if tag != "tag:yaml.org,2002:bool"]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _mark(node: Any) -> str:
+    mark = getattr(node, "start_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "recipe"
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Return the recipes that ship with Potstill, by name."""
+    folder = Path(str(files("potstill"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe: a path, or the name of a packaged one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = packaged_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    raise RecipeError(
+        f'there is no recipe "{name}"', expected="a YAML file or a packaged name", hint=suggest(str(name), known)
+    )
+
+
+def read_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
+    """Parse YAML that must be a mapping; syntax errors name line and column."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except RecipeError as error:
+        raise error.at(where) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise RecipeError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+    except RecursionError as error:
+        raise RecipeError("is nested too deeply", where=where) from error
+    except ValueError as error:
+        raise RecipeError(f"holds a value that cannot be read ({error})", where=where) from error
+    if not isinstance(value, dict):
+        raise RecipeError("a recipe is a mapping of fields", where=where, got=type(value).__name__)
+    return value
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the validated recipe.
+
+    Args:
+        source: A path, the name of a packaged recipe, a mapping, or a recipe.
+        overrides: ``a.b=c`` and ``objectives[0].weight=2``; values are read as YAML.
+
+    Raises:
+        RecipeError: With the path of the field, what was expected and what came.
+    """
+    if isinstance(source, Recipe):
+        data = source.model_dump()
+    elif isinstance(source, Mapping):
+        data = dict(source)
+    else:
+        path = find_recipe(source)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise RecipeError("is larger than 1 MiB", where=str(path), expected="a recipe")
+            data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot be read ({error})", where=str(path)) from error
+    for override in overrides:
+        apply_override(data, override)
+    return validate(data)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one field in place: ``train.steps=100``. Sections on the way are created, list entries must exist."""
+    path, equals, text = override.partition("=")
+    steps = [m[1] or int(m[2]) for m in _STEP.finditer(path)]
+    rebuilt = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
+    if not equals or rebuilt != path or not steps:
+        raise RecipeError(
+            "cannot read the override", where=f"--set {override}", expected="a.b=value or list[0].c=value"
+        )
+    value = read_yaml(f"value: {text}", f"--set {override}")["value"]
+    here: Any = data
+    for i, step in enumerate(steps):
+        last = i == len(steps) - 1
+        if isinstance(step, int):
+            if not isinstance(here, list) or step >= len(here):
+                size = len(here) if isinstance(here, list) else 0
+                raise RecipeError("there is no such entry", where=f"--set {path}", expected=f"an index below {size}")
+        elif not isinstance(here, dict):
+            raise RecipeError("the field on the way is no section", where=f"--set {path}", got=here)
+        if last:
+            here[step] = value
+        else:
+            if isinstance(here, dict) and not isinstance(here.get(step), dict | list):
+                here[step] = {}
+            here = here[step]
+
+
+def validate(data: Mapping[str, Any]) -> Recipe:
+    """Check a mapping against the schema; the first mistake becomes a ``RecipeError``."""
+    recipe = check(Recipe, data)
+    recipe.staged()  # a mistake inside a stage is one at the door too
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+__all__ = [
+    "OpenSection",
+    "Recipe",
+    "apply_override",
+    "dump_recipe",
+    "find_recipe",
+    "load_recipe",
+    "packaged_recipes",
+    "validate",
+]

@@ -1,0 +1,189 @@
+"""The schema of a recipe: strict, every field explained, every error placed.
+
+A section that names something registered (``policy``, ``objectives[i]``, ``data``, ``student``) takes that thing's own
+options beside the name; they are checked against its signature when the recipe is resolved (``options.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from potstill.errors import RecipeError
+from potstill.recipe.check import check
+
+
+class Section(BaseModel):
+    """A mapping of the recipe whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class OpenSection(Section):
+    """A section that also takes the options of what it names."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given beside the declared fields."""
+        return dict(self.model_extra or {})
+
+
+class TeacherSection(Section):
+    """Which model teaches."""
+
+    model: str = Field(description="Packaged name, folder, or hub name.")
+    revision: str | None = Field(None, description="Hub revision.")
+    sha256: str | None = Field(None, description="Expected hash of the weights file; refused if it differs.")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision the teacher runs in.")
+    allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
+    allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
+
+
+class StudentSection(OpenSection):
+    """How the student is made: a builder and its options."""
+
+    builder: str = Field("depth", description="depth, width, config, pretrained or new.")
+
+
+class DataSection(OpenSection):
+    """What is trained on: a source and its options."""
+
+    source: str = Field("scenes", description="scenes (embedded) or files (your own).")
+
+
+class ModuleSection(Section):
+    """A module by path, where the model's family is unknown or its default is not wanted."""
+
+    student: str | list[str] = Field(description="Path of the block list, or paths of layers, in the student.")
+    teacher: str | list[str] = Field(description="The same in the teacher.")
+    map: list[tuple[int, int]] | None = Field(
+        None, description="(student layer, teacher layer) by index; null = evenly."
+    )
+    mask: str | None = Field(None, description="Batch key of the mask of this module's tokens.")
+
+
+class ObjectiveSection(OpenSection):
+    """One term of the loss, with the options of its loss."""
+
+    loss: str = Field(description='A loss by name, "cross_entropy", "model_loss", "hidden" or "readout".')
+    name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    on: str | None = Field(None, description="Output of the student, dotted: logits, task_logits.vqa.")
+    teacher_on: str | None = Field(None, description="Output of the teacher, if it has another name.")
+    labels: str | None = Field(None, description="Batch key of labels; positions with -100 do not count.")
+    mask: str | None = Field(None, description="Batch key of a mask; zeros do not count.")
+    shift: bool = Field(False, description="Compare position t with label t+1 (causal models).")
+    modules: list[str] | Literal["all"] | None = Field(None, description='For "hidden": which modules.')
+    projector: str = Field("auto", description='For "hidden": auto, linear, mlp or none.')
+    tap: str | None = Field(None, description='For "readout": the tapped module.')
+
+
+class PolicySection(OpenSection):
+    """Which module plays in each round, with the options of the policy."""
+
+    name: str = Field("optima", description="optima, uniform, round_robin, fixed, all, greedy or thompson.")
+    arms: Literal["modules", "all_subsets"] | list[list[str]] = Field("modules", description="What can be played.")
+    round_steps: int = Field(20, ge=1, description="Optimiser steps per round (P).")
+    probe_batches: int = Field(4, ge=1, description="Batches in the probe set.")
+    reward: Literal["reference", "per_term", "prediction"] = "reference"
+    reward_mode: Literal["relative", "absolute"] = "relative"
+    reward_clip: float | None = Field(1.0, gt=0)
+    equal_hidden_weight: bool = Field(False, description="Give every arm the same total hidden weight.")
+
+
+class TrainSection(Section):
+    """Steps, batches, optimiser, precision, checkpoints."""
+
+    steps: int = Field(600, ge=1, le=100_000_000)
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="Rows per micro-batch and process.")
+    accumulation: int = Field(1, ge=1, le=1_000_000)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    part_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="0 = no clipping.")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    workers: int = Field(0, ge=0, le=256, description="Processes that load data.")
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=0, description="0 = all.")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = its default.")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= b < 1 for b in value):
+            raise ValueError("both must lie in [0, 1)")
+        return value
+
+
+class EvaluateSection(Section):
+    """What is measured at the end."""
+
+    split: str = Field("test", description="Split of the data source.")
+    samples: int = Field(1000, ge=1)
+    batch_size: int = Field(128, ge=1)
+    shown: int = Field(10, ge=0, description="Samples shown in the report.")
+
+
+class StageSection(Section):
+    """One stage of several; what it gives replaces the same field of the recipe, mappings key by key."""
+
+    name: str
+    teacher: TeacherSection | Literal["none"] | None = Field(None, description='"none" trains on labels.')
+    data: dict[str, Any] | None = None
+    objectives: list[ObjectiveSection] | None = None
+    policy: PolicySection | Literal["none"] | None = None
+    train: dict[str, Any] | None = None
+    freeze: list[str] | None = None
+    inputs: list[str] | None = None
+
+
+class Recipe(Section):
+    """A run: teacher, student, data, objectives, policy and settings; or several stages of these."""
+
+    version: Literal[1]
+    name: str = Field("run", max_length=200)
+    seed: int = Field(0, ge=0, lt=2**32)
+    teacher: TeacherSection | None = Field(None, description="null = train on labels.")
+    student: StudentSection = Field(default_factory=StudentSection)
+    data: DataSection = Field(default_factory=DataSection)
+    modules: dict[str, ModuleSection] | None = Field(None, description="null = those of the model's family.")
+    objectives: list[ObjectiveSection] = Field(min_length=1)
+    policy: PolicySection | None = Field(None, description="null = all objectives play always.")
+    inputs: list[str] | None = Field(
+        None, description="Batch keys both models are given; null = those their forward names, without labels."
+    )
+    freeze: list[str] = Field(default_factory=list, description="Modules of the student that stay as they are.")
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    stages: list[StageSection] | None = Field(None, min_length=1)
+
+    def staged(self) -> list[tuple[str, Recipe]]:
+        """Return (stage name, recipe of that stage), one entry named "main" without stages."""
+        if not self.stages:
+            return [("main", self)]
+        rows = []
+        for i, stage in enumerate(self.stages):
+            base = self.model_dump(exclude={"stages"})
+            for key in ("data", "train"):
+                base[key].update(getattr(stage, key) or {})
+            for key in ("objectives", "freeze", "inputs"):
+                if getattr(stage, key) is not None:
+                    base[key] = stage.model_dump()[key]
+            for key in ("teacher", "policy"):
+                value = getattr(stage, key)
+                if value is not None:
+                    base[key] = None if value == "none" else value.model_dump()
+            try:
+                rows.append((stage.name, check(type(self), base)))
+            except RecipeError as error:
+                raise error.at(f"stages[{i}]") from None
+        return rows

@@ -1,0 +1,137 @@
+"""What the JSON files of a run folder hold, as far as the report reads them.
+
+Unknown keys are kept and ignored, so a run written by a newer Potstill of the same file version still opens. A key that
+is there with the wrong type is damage: the loader turns pydantic's complaint into an ``IntegrityError``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
+
+
+class ModelInfo(_Record):
+    """A model as the plan names it: where it comes from, its class, its parameters."""
+
+    model: str | None = None
+    class_name: str | None = Field(None, alias="class")
+    parameters: float | None = None
+
+
+class LayerPair(_Record):
+    """One student layer and the teacher layer it is matched with; shapes as probed on one batch."""
+
+    student: str
+    teacher: str
+    student_shape: list[int] | None = None
+    teacher_shape: list[int] | None = None
+    projector: bool = False
+
+
+class ModulePlan(_Record):
+    """A module and its layer map."""
+
+    name: str
+    pairs: list[LayerPair] = []
+
+
+class ObjectivePlan(_Record):
+    """One term of the loss."""
+
+    name: str
+    loss: str | None = None
+    role: str | None = None
+    weight: float | None = None
+    module: str | None = None
+    on: str | None = None
+
+
+class PartPlan(_Record):
+    """A trainable helper of an objective, dropped at export."""
+
+    name: str
+    parameters: float | None = None
+
+
+class PolicyPlan(_Record):
+    """The policy by name and its arms."""
+
+    name: str | None = None
+    arms: list[str] = []
+
+
+class Plan(_Record):
+    """``plan.json``."""
+
+    version: Literal[1] = 1
+    name: str | None = None
+    steps: int | None = None
+    teacher: ModelInfo | None = None
+    student: ModelInfo | None = None
+    modules: list[ModulePlan] = []
+    objectives: list[ObjectivePlan] = []
+    parts: list[PartPlan] = []
+    policy: PolicyPlan | None = None
+
+
+class TaskScore(_Record):
+    """Scores of one model on one task; any other number a task reports is kept as an extra."""
+
+    accuracy: float | None = None
+    objects: float | None = None
+    exact: float | None = None
+    stderr: float | None = None
+    samples: float | None = None
+    kinds: dict[str, float | None] | None = None
+
+
+class CkaPair(_Record):
+    """Linear CKA between a student layer and its teacher layer, 0 to 1."""
+
+    module: str
+    student: str
+    teacher: str
+    cka: float | None = None
+
+
+class Cost(_Record):
+    """Size in parameters and bytes, work in FLOPs and milliseconds per sample, peak memory in bytes."""
+
+    parameters: float | None = None
+    bytes: float | None = None
+    flops_per_sample: float | None = None
+    ms_per_sample: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+class ModelMetrics(_Record):
+    """Everything measured on one model."""
+
+    role: Literal["teacher", "student"]
+    class_name: str | None = Field(None, alias="class")
+    tasks: dict[str, TaskScore] = {}
+    fidelity: dict[str, dict[str, Any]] | None = None
+    cka: list[CkaPair] | None = None
+    cost: Cost | None = None
+
+
+class Metrics(_Record):
+    """``metrics.json``."""
+
+    version: Literal[1] = 1
+    models: dict[str, ModelMetrics]
+
+
+class Sample(_Record):
+    """One entry of ``samples.json``. Pictures stay strings here; the page decides which it trusts."""
+
+    task: str
+    images: list[str] = []
+    text: str | None = None
+    truth: str
+    answers: dict[str, str] = {}

@@ -1,0 +1,253 @@
+"""From the sections of a recipe to the objects of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import potstill.losses as losses
+import potstill.data.scene_source  # noqa: F401 - registers "scenes"
+from potstill.data.sources import DATA, DataSource
+from potstill.errors import RecipeError, suggest
+from potstill.models.load import load_model
+from potstill.models.pairing import DistilledModule, resolve_modules
+from potstill.objectives import (
+    HiddenObjective,
+    LabelObjective,
+    ModelLossObjective,
+    Objective,
+    OutputObjective,
+    ReadoutObjective,
+    Where,
+)
+from potstill.policies import POLICIES, make_arms
+from potstill.recipe import Recipe
+from potstill.recipe.options import call_with_options
+from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
+from potstill.students import STUDENTS
+from potstill.students import build_student as make_student
+from potstill.taps import expand_paths
+from potstill.train import DistillationArguments
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SPECIAL_LOSSES = ("cross_entropy", "hidden", "model_loss", "readout")
+
+
+def build_source(recipe: Recipe) -> DataSource:
+    """Return the data source the recipe names."""
+    section = recipe.data
+    builder = DATA.get(section.source, "data.source")
+    return call_with_options(builder, section.options, "data", seed=recipe.seed)
+
+
+def build_teacher(recipe: Recipe) -> nn.Module | None:
+    """Load the teacher, or return None for a recipe without one."""
+    section = recipe.teacher
+    if section is None:
+        return None
+    return load_model(
+        section.model,
+        revision=section.revision,
+        sha256=section.sha256,
+        dtype=DTYPES[section.dtype],
+        allow_pickle=section.allow_pickle,
+        allow_remote_code=section.allow_remote_code,
+        where="teacher.model",
+    )
+
+
+def build_student(recipe: Recipe, teacher: nn.Module | None, source: DataSource) -> nn.Module:
+    """Build the student; a builder that declares a seed or the data's fields gets the run's."""
+    section = recipe.student
+    declared = inspect.signature(STUDENTS.get(section.builder, "student.builder")).parameters
+    arguments = section.options
+    if "seed" in declared:
+        arguments.setdefault("seed", recipe.seed)
+    if "data_fields" in declared:
+        arguments["data_fields"] = source.model_fields
+    if teacher is None and section.builder in ("depth", "width", "config"):
+        raise RecipeError(
+            f'the builder "{section.builder}" makes a student from the teacher, but there is none',
+            where="student.builder",
+            hint='Name a teacher, or use builder: "new".',
+        )
+    return make_student(section.builder, teacher, arguments)[0]
+
+
+def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> list[DistilledModule]:
+    """Return the modules to distil; none if no objective asks for hidden states or there is no teacher."""
+    if teacher is None or not any(o.loss == "hidden" for o in recipe.objectives):
+        return []
+    return resolve_modules(student, teacher, recipe.modules, where="modules")
+
+
+def build_objectives(recipe: Recipe, modules: Sequence[DistilledModule], batch: Mapping[str, Any]) -> list[Objective]:
+    """Return the terms of the loss; a "hidden" entry becomes one objective per module.
+
+    ``batch`` is any batch of the source: masks and labels that it lacks are refused here.
+    """
+    built: list[Objective] = []
+    for i, section in enumerate(recipe.objectives):
+        where = f"objectives[{i}]"
+        try:
+            built += _objectives_of(section, modules, where)
+        except RecipeError as error:
+            raise error if (error.where or "").startswith("objectives[") else error.at(where) from None
+        for key in (section.labels, section.mask):
+            if key is not None and key not in batch:
+                raise RecipeError(f'the batch has no "{key}"', where=where, hint=suggest(key, [str(k) for k in batch]))
+    return built
+
+
+def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
+    if section.loss == "hidden":
+        return _hidden(section, modules, where)
+    if section.loss == "model_loss":
+        _refuse_options(section, where)
+        return [ModelLossObjective(section.name or "model_loss", weight=section.weight)]
+    if section.loss == "readout":
+        return [
+            call_with_options(
+                ReadoutObjective,
+                section.options,
+                where,
+                section.name or "readout",
+                _required(section, "tap", where),
+                _required(section, "labels", where),
+                given=("name", "tap", "labels"),
+                weight=section.weight,
+            )
+        ]
+    on = _required(section, "on", where)
+    name = section.name or on.rpartition(".")[2]
+    if section.loss == "cross_entropy":
+        return [
+            call_with_options(
+                LabelObjective,
+                section.options,
+                where,
+                name,
+                on,
+                _required(section, "labels", where),
+                given=("name", "on", "labels"),
+                shift=section.shift,
+                weight=section.weight,
+            )
+        ]
+    if section.loss not in losses.__all__:
+        raise RecipeError(
+            f'unknown loss "{section.loss}"',
+            where=f"{where}.loss",
+            hint=suggest(section.loss, [*losses.__all__, *_SPECIAL_LOSSES]),
+        )
+    return [
+        OutputObjective(
+            name,
+            getattr(losses, section.loss),
+            on,
+            teacher_on=section.teacher_on,
+            where=Where(mask=section.mask, labels=section.labels),
+            shift=section.shift,
+            weight=section.weight,
+            options=section.options,
+        )
+    ]
+
+
+def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
+    _refuse_options(section, where)
+    known = [m.name for m in modules]
+    wanted = known if section.modules in (None, "all") else section.modules
+    for j, name in enumerate(wanted):
+        if name not in known:
+            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    prefix = section.name or "hidden"
+    return [
+        HiddenObjective(
+            f"{prefix}.{m.name}",
+            m.pairs,
+            module=m.name,
+            where=Where(mask=m.mask, rows=getattr(m, "rows", None)),
+            projector=section.projector,
+            weight=section.weight,
+        )
+        for m in modules
+        if m.name in wanted
+    ]
+
+
+def _required(section: ObjectiveSection, field: str, where: str) -> str:
+    value = getattr(section, field)
+    if value is None:
+        raise RecipeError(f'the loss "{section.loss}" needs it', where=f"{where}.{field}")
+    return value
+
+
+def _refuse_options(section: ObjectiveSection, where: str) -> None:
+    for key in section.options:
+        raise RecipeError("there is no such option", where=f"{where}.{key}")
+
+
+def build_policy(section: PolicySection | None, modules: Sequence[str], seed: int) -> Any | None:
+    """Return the policy over the named modules, or None."""
+    if section is None:
+        return None
+    if not modules:
+        raise RecipeError(
+            "there is no module to choose among", where="policy", hint='Add an objective with loss: "hidden".'
+        )
+    arms = make_arms(modules, section.arms) if isinstance(section.arms, str) else [tuple(a) for a in section.arms]
+    policy_class = POLICIES.get(section.name, "policy.name")
+    return call_with_options(policy_class, section.options, "policy", arms, given=("arms",), seed=seed)
+
+
+def build_arguments(
+    train: TrainSection, policy: PolicySection | None, *, seed: int, folder: Path, cpu: bool
+) -> DistillationArguments:
+    """Translate the train section to transformers' arguments."""
+    rounds = {}
+    if policy is not None:
+        rounds = {
+            k: getattr(policy, k) for k in ("round_steps", "probe_batches", "reward", "reward_mode", "reward_clip")
+        }
+        rounds["equal_hidden_weight"] = policy.equal_hidden_weight
+    return DistillationArguments(
+        output_dir=str(folder),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.learning_rate,
+        part_learning_rate=train.part_learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup_steps,
+        optim={"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}[train.optimizer],
+        weight_decay=train.weight_decay,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        dataloader_num_workers=train.workers,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=not cpu,
+        logging_steps=train.log_every,
+        save_strategy="steps",
+        save_steps=train.checkpoint_every,
+        keep_checkpoints=train.keep_checkpoints,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=cpu,
+        **rounds,
+    )
+
+
+def freeze(student: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the named modules of the student (``*`` allowed) and thaw the rest."""
+    student.requires_grad_(True)
+    for path in expand_paths(student, patterns, where="freeze", owner="student"):
+        student.get_submodule(path).requires_grad_(False)

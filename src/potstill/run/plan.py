@@ -1,0 +1,80 @@
+"""What a run is going to do, as data: ``plan.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from potstill.data.sources import DataSource
+from potstill.models.pairing import DistilledModule
+from potstill.objectives import HiddenObjective
+from potstill.recipe import Recipe
+from potstill.train import DistillationTrainer
+
+
+def make_plan(
+    recipe: Recipe,
+    source: DataSource,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    modules: Sequence[DistilledModule],
+    trainer: DistillationTrainer,
+) -> dict[str, Any]:
+    """Describe teacher, student, layer maps with shapes, objectives, parts, policy, data and settings."""
+    model = trainer.model
+    hidden = {o.module: o for o in model.objectives if isinstance(o, HiddenObjective)}
+    shapes_s, shapes_t = trainer.shapes
+    rows = []
+    for module in modules:
+        if module.name not in hidden:
+            continue
+        part = model.part_of(hidden[module.name])
+        rows.append(
+            {
+                "name": module.name,
+                "mask": module.mask,
+                "pairs": [
+                    {
+                        "student": s,
+                        "teacher": t,
+                        "student_shape": shapes_s[s],
+                        "teacher_shape": shapes_t[t],
+                        "projector": part is not None and str(i) in part,
+                    }
+                    for i, (s, t) in enumerate(module.pairs)
+                ],
+            }
+        )
+    policy = None
+    if trainer.policy is not None:
+        policy = {
+            **recipe.policy.model_dump(),
+            "arms": ["+".join(arm) for arm in trainer.policy.arms],
+            "rounds": recipe.train.steps // recipe.policy.round_steps,
+        }
+    return {
+        "version": 1,
+        "name": recipe.name,
+        "steps": recipe.train.steps,
+        "teacher": _describe(teacher, recipe.teacher.model if recipe.teacher else None),
+        "student": _describe(student, recipe.student.builder),
+        "modules": rows,
+        "objectives": [o.describe() for o in model.objectives],
+        "parts": [{"name": n, "parameters": _parameters(p)} for n, p in model.parts.items()],
+        "untrained": trainer.untrained,
+        "policy": policy,
+        "data": {"source": recipe.data.source, **source.describe()},
+        "train": recipe.train.model_dump(),
+    }
+
+
+def _describe(model: nn.Module | None, name: str | None) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    return {"model": name, "class": type(model).__name__, "parameters": _parameters(model)}
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,67 @@
+"""A model from scratch, made for the data: how teachers begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from potstill.errors import RecipeError, suggest
+from potstill.students.base import STUDENTS, StudentRecord, count_parameters
+from potstill.students.configs import new_model
+
+
+@STUDENTS.register("new")
+def build_new_student(
+    teacher: nn.Module | None,
+    *,
+    family: str = "coca",
+    fields: Mapping[str, Any] | None = None,
+    data_fields: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, StudentRecord]:
+    """Build a randomly initialised model.
+
+    Args:
+        teacher: Not used: nothing is copied.
+        family: "coca", or a ``model_type`` of transformers.
+        fields: Fields of its configuration.
+        data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in.
+        seed: Seed of the start; the global generator is left as it was.
+
+    Returns:
+        The model in fp32, and its record.
+
+    Raises:
+        RecipeError: An unknown family, or a field that the data has already set otherwise.
+        InputError: The configuration refuses a value.
+    """
+    fields, data_fields = dict(fields or {}), dict(data_fields or {})
+    for key, value in data_fields.items():
+        if fields.get(key, value) != value:
+            raise RecipeError("the data says otherwise", where=f"fields.{key}", expected=repr(value), got=fields[key])
+    if family == "coca":
+        from potstill.models.coca import CocaConfig, CocaModel
+
+        config_class, model_class = CocaConfig, CocaModel
+    else:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if family not in CONFIG_MAPPING_NAMES:
+            raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, CONFIG_MAPPING_NAMES))
+        config_class = type(AutoConfig.for_model(family))
+        model_class = AutoModel._model_mapping[config_class]
+    config = config_class(**{**fields, **data_fields})
+    student = new_model(model_class, config, seed, torch.float32, "fields")
+    return student, StudentRecord(
+        builder="new",
+        arguments={"family": family, "fields": fields, "seed": seed},
+        student_class=type(student).__name__,
+        teacher_class=None,
+        parameters=count_parameters(student),
+        teacher_parameters=None,
+        fresh=list(student.state_dict()),
+    )
