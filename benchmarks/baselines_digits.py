@@ -8,7 +8,7 @@ depends on them: a soft target at T = 4 asks for larger logits and hence more tr
 
     OMP_NUM_THREADS=1 python benchmarks/baselines_digits.py
 
-writes ``benchmarks/results/baselines_digits.csv``. Six minutes on one free CPU core.
+writes ``benchmarks/results/baselines_digits.csv``. One learning rate takes some two minutes on one free CPU core.
 """
 
 from __future__ import annotations
