@@ -58,6 +58,7 @@ def test_a_short_sequence_weighs_as_much_as_a_long_one():
     torch.testing.assert_close(minilm_relation(student, teacher, 2, mask), sum(alone) / 2)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_a_sample_without_any_token_does_not_count_and_makes_no_nan_on_the_way():
     student, teacher = pair(3, 5, 6, 8)
     mask = torch.ones(3, 5, dtype=torch.bool)

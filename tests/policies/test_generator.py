@@ -10,6 +10,7 @@ from potstill.policies.generator import PolicyGenerator
 def test_the_stream_of_a_seed_is_the_same_for_ever():
     # Computed once from the raw PCG64 words of seed 0; a change here makes every saved run resume differently.
     assert PolicyGenerator(0).uniform(3) == [0.6369616873214543, 0.2697867137638703, 0.04097352393619469]
+    assert PolicyGenerator(0).normal(2) == pytest.approx([-0.17652525003321792, 0.2877048791369863], rel=1e-12)
 
 
 def test_normal_numbers_have_mean_zero_unit_variance_and_normal_tails():

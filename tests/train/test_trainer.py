@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.train.toy import Toy, ToyData, arguments, collate, objectives, trainer
+from toy_models import Toy, ToyData, arguments, collate, objectives, trainer
 
 from potstill.errors import InputError, IntegrityError, NumericsError, RecipeError
 from potstill.losses import kd_kl
@@ -46,10 +46,14 @@ def test_gradients_do_not_depend_on_how_a_batch_is_split(tmp_path, batch, accumu
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, stop, accumulation):
     """Steps 4..7 lie before, at and after a round boundary (rounds of 3); dropout and projectors are on."""
     common = {"save_strategy": "steps", "save_steps": 1, "keep_checkpoints": 0, "accumulation": accumulation}
-    straight = trainer(tmp_path / "a", policy=OptimaPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common)
+    straight = trainer(
+        tmp_path / "a", policy=OptimaPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common
+    )
     straight.train()
 
-    resumed = trainer(tmp_path / "b", policy=OptimaPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common)
+    resumed = trainer(
+        tmp_path / "b", policy=OptimaPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common
+    )
     torch.manual_seed(999)  # whatever the global generator does in between must not matter
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
     assert same(weights(straight.model), weights(resumed.model))
@@ -199,9 +203,7 @@ def test_an_arm_of_an_unknown_module_is_refused(tmp_path):
 
 
 def test_widths_that_differ_without_a_projector_are_refused(tmp_path):
-    strict = [
-        HiddenObjective("hidden.image", [("image.blocks.0", "image.blocks.1")], module="image", projector="none")
-    ]
+    strict = [HiddenObjective("hidden.image", [("image.blocks.0", "image.blocks.1")], module="image", projector="none")]
     with pytest.raises(RecipeError, match=r"hidden\.image\.projector: widths differ.*student 4, teacher 6"):
         trainer(tmp_path, objective_list=strict)
 

@@ -85,7 +85,14 @@ _register(
         ("potstill_coca",),
         (
             ModuleSpec(
-                "image_encoder", "image_encoder.blocks", None, "image_layers", "image_width", "image_heads", None
+                "image_encoder",
+                "image_encoder.blocks",
+                None,
+                "image_layers",
+                "image_width",
+                "image_heads",
+                None,
+                rows="image_mask",
             ),
             *(
                 ModuleSpec(name, f"{name}.blocks", "attention_mask", depth, "text_width", "text_heads", None)

@@ -18,6 +18,8 @@ class ModuleSpec:
         mask: Key of the batch with the mask of the module's tokens, as ``token_mask`` reads it; None = all count.
         depth, width, heads, ffn: Paths in the configuration; None where the family has no such field.
         kv_heads, head_dim: The same for grouped key-value heads and for the size of one head.
+        rows: Key of the batch with a mask whose entries are the module's rows, where these are not the batch's (a batch
+            row may have several pictures); None = one row each.
         per_layer: Configuration fields with one entry a layer, which a shallower student must take a selection of.
         follows: Pairs of configuration paths (follower, leader): where the teacher has equal values, the follower
             keeps pace when the leader changes.
@@ -32,6 +34,7 @@ class ModuleSpec:
     ffn: str | None = "intermediate_size"
     kv_heads: str | None = None
     head_dim: str | None = None
+    rows: str | None = None
     per_layer: tuple[str, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
 

@@ -25,6 +25,7 @@ class DistilledModule:
         name: The module's name, as policies and reports use it.
         student_blocks: Paths of student layers, one for each pair.
         teacher_blocks: Paths of teacher layers; entry i is imitated by entry i of ``student_blocks``.
+        rows: Key of the batch with the mask of the module's rows; None = the batch's own rows.
         mask: Key of the batch with the token mask, as ``potstill.align.masks.token_mask`` reads it; None = all count.
     """
 
@@ -32,6 +33,7 @@ class DistilledModule:
     student_blocks: list[str]
     teacher_blocks: list[str]
     mask: str | None = None
+    rows: str | None = None
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -102,7 +104,8 @@ def resolve_modules(
                 name,
                 [paths["student"][i] for i, _ in pairs],
                 [paths["teacher"][j] for _, j in pairs],
-                entry["mask"] if "mask" in entry else _family_mask(families, name),
+                entry["mask"] if "mask" in entry else _from_family(families, name, "mask"),
+                _from_family(families, name, "rows"),
             )
         )
     return resolved
@@ -135,11 +138,11 @@ def _family_path(family: Family | None, name: str) -> str | None:
     return module.blocks if module else None
 
 
-def _family_mask(families: Mapping[str, Family | None], name: str) -> str | None:
-    """The student's mask: its layers decide which tokens there are; the teacher's where only it is described."""
+def _from_family(families: Mapping[str, Family | None], name: str, field: str) -> str | None:
+    """What the student's family says: its layers decide which tokens there are; else what the teacher's says."""
     for family in (families["student"], families["teacher"]):
         if family is not None and family.module(name) is not None:
-            return family.module(name).mask
+            return getattr(family.module(name), field)
     return None
 
 

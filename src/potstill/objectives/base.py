@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from potstill.align.masks import token_mask
 from potstill.errors import RecipeError
 from potstill.taps import Signal
 
@@ -93,11 +94,7 @@ class Where:
 
     def mask_of(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
         """Return the boolean mask of the batch, or None if all count."""
-        if self.labels is not None:
-            return self._entry(batch, self.labels) != IGNORE_INDEX
-        if self.mask is not None:
-            return self._entry(batch, self.mask) != 0
-        return None
+        return token_mask(batch, self.labels or self.mask)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return how many positions count, as a float64 scalar."""
@@ -108,8 +105,3 @@ class Where:
             return (batch[self.rows] != 0).sum(dtype=torch.float64)
         first = next(v for v in batch.values() if isinstance(v, torch.Tensor))
         return torch.tensor(first.shape[0], dtype=torch.float64, device=first.device)
-
-    def _entry(self, batch: Mapping[str, Any], key: str) -> torch.Tensor:
-        if key not in batch:
-            raise RecipeError(f'the batch has no "{key}"', hint=f"The collator makes: {', '.join(sorted(batch))}.")
-        return batch[key]

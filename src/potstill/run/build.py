@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import potstill.losses as losses
 import potstill.data.scene_source  # noqa: F401 - registers "scenes"
+import potstill.losses as losses
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError, suggest
 from potstill.models.load import load_model
@@ -172,7 +172,7 @@ def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where
             f"{prefix}.{m.name}",
             m.pairs,
             module=m.name,
-            where=Where(mask=m.mask, rows=getattr(m, "rows", None)),
+            where=Where(mask=m.mask, rows=m.rows),
             projector=section.projector,
             weight=section.weight,
         )
@@ -201,7 +201,10 @@ def build_policy(section: PolicySection | None, modules: Sequence[str], seed: in
         raise RecipeError(
             "there is no module to choose among", where="policy", hint='Add an objective with loss: "hidden".'
         )
-    arms = make_arms(modules, section.arms) if isinstance(section.arms, str) else [tuple(a) for a in section.arms]
+    try:
+        arms = make_arms(modules, section.arms)
+    except RecipeError as error:
+        raise error.at("policy") from None
     policy_class = POLICIES.get(section.name, "policy.name")
     return call_with_options(policy_class, section.options, "policy", arms, given=("arms",), seed=seed)
 

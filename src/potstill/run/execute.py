@@ -112,9 +112,7 @@ def prepare(
         student.gradient_checkpointing_enable({"use_reentrant": False})
     live = None
     if teacher is not None:
-        live = LiveTeacher(
-            teacher, outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=recipe.inputs
-        )
+        live = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=recipe.inputs)
     trainer = DistillationTrainer(
         module,
         teacher=live,

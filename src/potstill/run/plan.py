@@ -51,7 +51,8 @@ def make_plan(
     if trainer.policy is not None:
         policy = {
             **recipe.policy.model_dump(),
-            "arms": ["+".join(arm) for arm in trainer.policy.arms],
+            **trainer.policy.settings(),
+            "arms": trainer.policy.arm_names,
             "rounds": recipe.train.steps // recipe.policy.round_steps,
         }
     return {

@@ -234,7 +234,7 @@ class DistillationTrainer(Trainer):
     @property
     def arm_name(self) -> str | None:
         """The arm being played, its modules joined with "+"."""
-        return None if self._arm is None else "+".join(self.policy.arms[self._arm])
+        return None if self._arm is None else self.policy.arm_names[self._arm]
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
@@ -255,9 +255,6 @@ class DistillationTrainer(Trainer):
         args = self.args
         reward = reward_of(self._values, after, self.model, args.reward, mode=args.reward_mode, clip=args.reward_clip)
         self.policy.update(self._arm, reward)
-        posterior = self.policy.posterior()
-        names = ["+".join(arm) for arm in self.policy.arms]
-        rows = zip(names, posterior.mean.tolist(), posterior.std.tolist(), posterior.count.tolist())
         self._record(
             {
                 "event": "round",
@@ -267,7 +264,7 @@ class DistillationTrainer(Trainer):
                 "reward": reward,
                 "reference": yardstick_value(after, self.model, "reference"),
                 "probe": after,
-                "posterior": {n: {"mean": m, "std": s, "count": c} for n, m, s, c in rows},
+                "posterior": self.policy.posterior_by_arm(),
             }
         )
         self._values = after

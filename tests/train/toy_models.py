@@ -1,10 +1,10 @@
-"""A two-module toy: an "image" stack and a "text" stack, widths 6 and 4, a class head; data is a function of the index."""
+"""A two-module toy ("image" and "text" stacks, widths 6 and 4, a class head); a sample is a function of its index."""
 
 import torch
 from torch import nn
 
-from potstill.objectives import HiddenObjective, OutputObjective, Where
 from potstill.losses import kd_kl
+from potstill.objectives import HiddenObjective, OutputObjective, Where
 from potstill.train import DistillationArguments, DistillationTrainer
 
 
