@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,9 @@ from potstill.evaluate.batches import device_of, measuring, to_device
 from potstill.taps.inputs import model_inputs
 
 
-def cost(model: nn.Module, batch: Mapping[str, Any], repeats: int = 10) -> dict[str, Any]:
+def cost(
+    model: nn.Module, batch: Mapping[str, Any], repeats: int = 10, *, inputs: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Measure one forward pass over a batch.
 
     Args:
@@ -26,6 +28,7 @@ def cost(model: nn.Module, batch: Mapping[str, Any], repeats: int = 10) -> dict[
         batch: What the collator made. Time and operations depend on its size, text length and number of pictures:
             compare models on the same batch only.
         repeats: Timed passes, after two that are not timed.
+        inputs: Batch keys the model takes; None = those its ``forward`` names.
 
     Returns:
         ``parameters``; ``bytes`` of the weights as they would be saved, in their own dtype; ``flops_per_sample``
@@ -36,22 +39,22 @@ def cost(model: nn.Module, batch: Mapping[str, Any], repeats: int = 10) -> dict[
     if repeats < 1:
         raise InputError("does not fit", where="repeats", expected="at least 1", got=repeats)
     device = device_of(model)
-    inputs = model_inputs(model)(to_device(batch, device))
-    rows = _rows(inputs)
+    given = model_inputs(model, inputs)(to_device(batch, device))
+    rows = _rows(given)
     is_cuda = device.type == "cuda"
     with measuring(model):
         # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
         with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**inputs)
+            model(**given)
         for _ in range(2):
-            model(**inputs)
+            model(**given)
         if is_cuda:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
-            model(**inputs)
+            model(**given)
             if is_cuda:
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)

@@ -40,6 +40,7 @@ def fidelity(
     batch_size: int = 128,
     device: torch.device | str | None = None,
     max_samples: int | None = None,
+    inputs: Iterable[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compare what student and teacher predict on the same samples.
 
@@ -55,6 +56,7 @@ def fidelity(
         batch_size: Samples per forward pass.
         device: Where to run; None = where the student is. The teacher is expected there too.
         max_samples: As in ``evaluate_tasks``. None = all.
+        inputs: Batch keys that both models take; None = those the ``forward`` of each names.
 
     Returns:
         Per task: ``agreement`` (share of equal top-1 predictions), ``kl`` (mean of KL(teacher || student) at
@@ -68,7 +70,8 @@ def fidelity(
         RecipeError: No sample belongs to a named task.
     """
     device = device or device_of(student)
-    pick_s, pick_t = model_inputs(student), model_inputs(teacher)
+    inputs = None if inputs is None else list(inputs)
+    pick_s, pick_t = model_inputs(student, inputs), model_inputs(teacher, inputs)
     compared: dict[str, _Comparison] = {}
     found: list[str] = []
     indices = choose_indices(dataset, max_samples)
@@ -122,6 +125,7 @@ def cka_table(
     batches: Iterable[Mapping[str, Any]],
     *,
     device: torch.device | str | None = None,
+    inputs: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the hidden states of matched layers by debiased linear CKA over pooled tokens.
 
@@ -134,6 +138,7 @@ def cka_table(
         pairs: (module name, tap in the student, tap in the teacher).
         batches: What the collator made; a few hundred samples in all are enough, four the least.
         device: Where to run; None = where the student is.
+        inputs: As in ``fidelity``.
 
     Returns:
         One ``{"module", "student", "teacher", "cka"}`` per pair, 1 = alike up to rotation and scale.
@@ -145,7 +150,7 @@ def cka_table(
     # Inside, because losses may be absent where only scores are wanted.
     from potstill.losses import cka
 
-    device = device or device_of(student)
+    device, inputs = device or device_of(student), None if inputs is None else list(inputs)
     models = [(student, [s for _, s, _ in pairs]), (teacher, [t for _, _, t in pairs])]
     pooled: list[dict[str, list[torch.Tensor]]] = [{}, {}]
     with (
@@ -156,7 +161,7 @@ def cka_table(
         for batch in batches:
             batch = to_device(batch, device)
             for (model, paths), taps, store in zip(models, (taps_s, taps_t), pooled):
-                signal = observe(model, model_inputs(model)(batch), taps, (), dict.fromkeys(paths))
+                signal = observe(model, model_inputs(model, inputs)(batch), taps, (), dict.fromkeys(paths))
                 for path, hidden in signal.hidden.items():
                     store.setdefault(path, []).append(pool(hidden, batch.get("attention_mask")))
         table = []

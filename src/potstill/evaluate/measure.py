@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,7 @@ def measure(
     retrieval: bool = False,
     role: str | None = None,
     objects_of: ObjectsOf | None = None,
+    inputs: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Return the entry of one model for ``metrics.json``.
 
@@ -45,12 +46,14 @@ def measure(
         retrieval: Also measure retrieval.
         role: "teacher" or "student"; None = "student" if there is a teacher to compare with.
         objects_of: As in ``evaluate_tasks``.
+        inputs: Batch keys that model and teacher take; None = those the ``forward`` of each names.
 
     Returns:
         ``{"role", "class", "tasks", "fidelity", "cka", "cost"}``; ``fidelity`` and ``cka`` are None without a teacher,
         without an output in common, and without pairs.
     """
-    shared = {"batch_size": batch_size, "max_samples": max_samples}
+    inputs = None if inputs is None else list(inputs)
+    shared = {"batch_size": batch_size, "max_samples": max_samples, "inputs": inputs}
     entry: dict[str, Any] = {
         "role": role or ("student" if teacher is not None else "teacher"),
         "class": type(model).__name__,
@@ -67,8 +70,8 @@ def measure(
         if pairs:
             some = choose_indices(dataset, min(CKA_SAMPLES, len(indices)))
             batches = (b for _, b in iterate(dataset, collator, some, batch_size=min(batch_size, COST_ROWS)))
-            entry["cka"] = cka_table(model, teacher, pairs, batches)
+            entry["cka"] = cka_table(model, teacher, pairs, batches, inputs=inputs)
     few = choose_indices(dataset, min(COST_ROWS, len(indices)))
     _, batch = next(iterate(dataset, collator, few, batch_size=COST_ROWS, device=device_of(model)))
-    entry["cost"] = cost(model, batch)
+    entry["cost"] = cost(model, batch, inputs=inputs)
     return entry

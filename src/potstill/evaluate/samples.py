@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ def sample_answers(
     *,
     looked_at: int = 240,
     seed: int = 1,
+    inputs: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Choose samples over all tasks and write down what every model answers.
 
@@ -50,6 +51,7 @@ def sample_answers(
         n: How many.
         looked_at: Size of the draw to choose from.
         seed: Another seed shows other samples.
+        inputs: Batch keys that all models take; None = those the ``forward`` of each names.
 
     Returns:
         ``{"task", "images", "text", "truth", "answers"}`` each: pictures as PNG data URIs, ``text`` the question or
@@ -60,12 +62,14 @@ def sample_answers(
     if n < 1:
         return []
     decode = decoder_of(collator)
+    keys = None if inputs is None else list(inputs)
+    picks = {name: model_inputs(model, keys) for name, model in models.items()}
     entries: dict[str, list[dict[str, Any]]] = {}
     device = device_of(next(iter(models.values())))
     indices = choose_indices(dataset, max(looked_at, n), seed=seed)
     with measuring(*models.values()):
         for _, batch in iterate(dataset, collator, indices, batch_size=60, device=device):
-            outputs = {name: model(**model_inputs(model)(batch)) for name, model in models.items()}
+            outputs = {name: model(**picks[name](batch)) for name, model in models.items()}
             for task, key in label_keys(batch).items():
                 rows = rows_of(batch[key]).nonzero()[:, 0]
                 if len(rows):

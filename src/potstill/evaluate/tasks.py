@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def evaluate_tasks(
     max_samples: int | None = None,
     retrieval: bool = False,
     objects_of: ObjectsOf | None = None,
+    inputs: Iterable[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure a model on the samples of a dataset, task by task.
 
@@ -58,6 +59,7 @@ def evaluate_tasks(
             them. None = all.
         retrieval: Also report recall over the captions as "retrieval" (see ``evaluate_retrieval``).
         objects_of: (caption, language) to the things it names, for the score ``objects``; None = the emoji scenes'.
+        inputs: Batch keys the model takes; None = those its ``forward`` names.
 
     Returns:
         Scores per task, see ``evaluate.metrics``; ready for JSON.
@@ -66,9 +68,9 @@ def evaluate_tasks(
         InputError: The model lacks the output of a named task, or nothing in the data can be measured.
         RecipeError: No sample belongs to a named task.
     """
-    device = device or device_of(model)
+    device, inputs = device or device_of(model), None if inputs is None else list(inputs)
     objects_of = objects_of or _objects_of_scenes()
-    pick, decode = model_inputs(model), decoder_of(collator)
+    pick, decode = model_inputs(model, inputs), decoder_of(collator)
     metrics: dict[str, Metric] = {}
     found: list[str] = []
     indices = choose_indices(dataset, max_samples)
@@ -102,7 +104,7 @@ def evaluate_tasks(
     scores = {task: metric.result() for task, metric in metrics.items()}
     if retrieval:
         scores["retrieval"] = evaluate_retrieval(
-            model, dataset, collator, batch_size=batch_size, device=device, max_samples=max_samples
+            model, dataset, collator, batch_size=batch_size, device=device, max_samples=max_samples, inputs=inputs
         )
     return scores
 
@@ -115,6 +117,7 @@ def evaluate_retrieval(
     batch_size: int = 128,
     device: torch.device | str | None = None,
     max_samples: int | None = None,
+    inputs: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Measure image-text retrieval among the captions of a dataset; other samples of a mixed dataset are left out.
 
@@ -126,7 +129,7 @@ def evaluate_retrieval(
     Raises:
         InputError: The model returns no ``image_embeds`` and ``text_embeds``, or the data has no caption.
     """
-    pick, device = model_inputs(model), device or device_of(model)
+    pick, device = model_inputs(model, inputs), device or device_of(model)
     # Models that compute their text embedding only on request say so in their signature.
     asks = {"return_contrastive": True} if "return_contrastive" in inspect.signature(model.forward).parameters else {}
     images, texts, keys = [], [], []
