@@ -51,7 +51,7 @@ MEANING = {
     "Recipe.evaluate": "What is measured at the end.",
     "Recipe.stages": "Several stages in a row, each with what differs; the student goes from one to the next.",
     "ObjectiveSection.weight": "Its factor in the loss.",
-    "PolicySection.reward": "Yardstick of the reward: all active terms (reference), the mean of the relative "
+    "PolicySection.reward": "Yardstick of the reward: the whole weighted loss (reference), the mean of the relative "
     "decrements of every term (per_term), or the prediction terms alone.",
     "PolicySection.reward_mode": "Decrement divided by the value before, or as it is.",
     "PolicySection.reward_clip": "Rewards are limited to ± this; null = not.",
