@@ -1,4 +1,4 @@
-"""What our overrides assume of transformers' Trainer; a release that breaks one of these breaks us silently otherwise."""
+"""What our overrides assume of the Trainer; a release that breaks one of these breaks us silently otherwise."""
 
 import inspect
 
