@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import potstill.data.files_source
-import potstill.data.scene_source  # noqa: F401 - both register a data source
+import potstill.data.scene_source
 import potstill.losses
 from potstill.data.scenes import SceneDataset
 from potstill.data.sources import DATA

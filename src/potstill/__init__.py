@@ -33,7 +33,6 @@ _HOME = {
     "Where": "potstill.objectives",
     "build_report": "potstill.report",
     "distill": "potstill.run",
-    "evaluate": "potstill.run",
     "load_model": "potstill.models.load",
     "load_recipe": "potstill.recipe",
     "plan": "potstill.run",

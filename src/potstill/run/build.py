@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import potstill.data.scene_source  # noqa: F401 - registers "scenes"
+import potstill.data.files_source
+import potstill.data.scene_source  # noqa: F401 - both register a data source
 import potstill.losses as losses
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError, suggest
