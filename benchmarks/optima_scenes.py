@@ -1,0 +1,158 @@
+"""The evidence for OPTIMA on the four tasks of the emoji scenes: which policy leaves the smallest loss at equal steps.
+
+Every run is the packaged recipe ``optima-scenes`` with another policy. A seed sets the order of the data, the start of
+what is not copied and the policy's random numbers, for all systems alike, so differences are paired. Systems:
+
+- ``optima``, ``optima-reference``, ``optima-per_term``: by the reward's yardstick (the first: prediction alone);
+- ``thompson``, ``uniform``, ``round_robin``, ``fixed:<module>``; ``all``: every module's hidden states always;
+- ``none``: no hidden states, plain logit distillation;
+- ``=optima``, ``=uniform``, ``=round_robin``, ``=fixed:<module>``: a single arm carries the hidden weight that ``all``
+  spreads over its modules (``policy.equal_hidden_weight``).
+
+Run from the repository root, as often as needed (finished runs are skipped), in several processes if there are cores::
+
+    OMP_NUM_THREADS=1 python benchmarks/optima_scenes.py --seeds 0-4 --shard 0/2 &
+    OMP_NUM_THREADS=1 python benchmarks/optima_scenes.py --seeds 0-4 --shard 1/2 &
+    python benchmarks/optima_scenes.py --summary
+
+A row per run goes to ``benchmarks/results/optima_scenes_runs.csv``. The summary has, for each system and measure, the
+mean with its 95 % interval and the paired differences to ``none``, ``uniform`` and ``all`` with theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from _record import RESULTS, append_rows, origin, read_rows, write_rows
+
+SINGLE = ("image_encoder", "text_decoder", "multimodal_decoder")
+FIXED = tuple(f"fixed:{m}" for m in SINGLE)
+EQUAL = tuple(f"={s}" for s in ("optima", "uniform", "round_robin", *FIXED))
+# The most telling come first: a benchmark cut short then still compares what matters.
+SYSTEMS = ("optima", "none", "uniform", "all", *FIXED, "round_robin", "thompson", "optima-reference",
+           "optima-per_term", *EQUAL)  # fmt: skip
+AGAINST = ("none", "uniform", "all")
+TASKS = ("caption", "vqa", "entailment", "nlvr2")
+MEASURES = (
+    "L_pred",
+    *(f"{kind}_{task}" for kind in ("kl", "score") for task in TASKS),
+    *(f"{when}share_{module}" for when in ("", "late_") for module in SINGLE),
+    "train_seconds",
+    "cpu_seconds",
+)
+DIGITS = {"L_pred": 4, "train_seconds": 0, "cpu_seconds": 0}
+
+
+def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
+    """Return the base recipe with the policy of one system."""
+    recipe = copy.deepcopy(base)
+    recipe["seed"] = seed
+    name = system.removeprefix("=")
+    if name == "none":
+        recipe["objectives"] = [o for o in recipe["objectives"] if o["loss"] != "hidden"]
+        recipe["policy"] = None
+        return recipe
+    policy = recipe["policy"]
+    policy["equal_hidden_weight"] = system != name
+    if name.startswith("fixed:"):
+        policy.update(name="fixed", arm=name.removeprefix("fixed:"))
+    elif name.startswith("optima"):
+        policy.update(name="optima", reward=name.partition("-")[2] or "prediction")
+    else:
+        policy.update(name=name)
+    return recipe
+
+
+def run(options: argparse.Namespace) -> None:
+    from _scenes import Bench, base_recipe, seeds_of, setting_of, shard_of
+
+    base = base_recipe(options)
+    setting = setting_of(base, options.teacher)
+    systems = options.systems.split(",") if options.systems else SYSTEMS
+    for system in systems:
+        if system not in SYSTEMS:
+            raise SystemExit(f'unknown system "{system}"; there are {", ".join(SYSTEMS)}')
+    bench = Bench(options.teacher, options.samples)
+    where = origin()
+    jobs = shard_of([(system, seed) for seed in seeds_of(options.seeds) for system in systems], options.shard)
+    for system, seed in jobs:
+        done = {(r["setting"], r["system"], int(r["seed"])) for r in read_rows(options.out)}
+        if (setting, system, seed) in done:
+            continue
+        row = {
+            "setting": setting,
+            "steps": options.steps,
+            "round_steps": options.round_steps,
+            "hidden_weight": options.hidden_weight,
+            "init": options.init,
+            "system": system,
+            "seed": seed,
+            **bench.run(recipe_of(base, system, seed)),
+        }
+        append_rows(options.out, [row | where])
+        print(
+            " ".join(f"{k} {row[k]}" for k in ("system", "seed", "L_pred", "train_seconds", "cpu_seconds")), flush=True
+        )
+
+
+def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return a row per setting, system and measure; paired differences use the seeds both systems have."""
+    from potstill.evaluate.statistics import mean_interval, paired_interval
+
+    by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for r in runs:
+        key = tuple(r[k] for k in ("setting", "steps", "round_steps", "hidden_weight", "init"))
+        by_setting[key][r["system"]][r["seed"]] = r
+    rows = []
+    for key, systems in by_setting.items():
+        shared = dict(zip(("setting", "steps", "round_steps", "hidden_weight", "init"), key))
+        for system in sorted(systems, key=SYSTEMS.index):
+            mine = systems[system]
+            for measure in MEASURES:
+                values = {seed: float(r[measure]) for seed, r in mine.items() if r[measure] != ""}
+                if len(values) < 2:
+                    continue
+                digits = DIGITS.get(measure, 4)
+                interval = mean_interval(list(values.values()))
+                row = {**shared, "system": system, "measure": measure, "seeds": interval.n,
+                       "mean": f"{interval.mean:.{digits}f}", "ci95": f"{interval.half_width:.{digits}f}"}  # fmt: skip
+                for other in AGAINST:
+                    rival = {s: float(r[measure]) for s, r in systems.get(other, {}).items() if r[measure] != ""}
+                    both = sorted(values.keys() & rival.keys())
+                    row |= dict.fromkeys((f"minus_{other}", f"minus_{other}_ci95", f"minus_{other}_clear"), "")
+                    if other != system and len(both) > 1:
+                        gap = paired_interval([values[s] for s in both], [rival[s] for s in both])
+                        row[f"minus_{other}"] = f"{gap.mean:+.{digits}f}"
+                        row[f"minus_{other}_ci95"] = f"{gap.half_width:.{digits}f}"
+                        row[f"minus_{other}_clear"] = "yes" if gap.excludes_zero else "no"
+                rows.append(row | {k: mine[min(mine)][k] for k in origin()})
+    return rows
+
+
+def main() -> None:
+    from _scenes import add_options
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, steps=600, round_steps=10, hidden_weight=0.1)
+    parser.add_argument("--systems", help="with commas; all of them if left out")
+    parser.add_argument("--init", choices=("copied", "random"), default="copied", help="start of the student")
+    parser.add_argument("--out", type=Path, default=RESULTS / "optima_scenes_runs.csv")
+    parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
+    options = parser.parse_args()
+    if not options.summary:
+        return run(options)
+    rows = summarise(read_rows(options.out))
+    write_rows(options.out.with_name(options.out.name.replace("_runs", "")), rows)
+    for row in rows:
+        if row["measure"] == "L_pred":
+            gaps = "  ".join(f"vs {o} {row[f'minus_{o}']} ± {row[f'minus_{o}_ci95']}" for o in AGAINST
+                             if row[f"minus_{o}"])  # fmt: skip
+            print(f"{row['setting']} {row['system']:26} {row['mean']} ± {row['ci95']} ({row['seeds']} seeds)  {gaps}")
+
+
+if __name__ == "__main__":
+    main()
