@@ -62,9 +62,9 @@ def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, stop, accum
     def without_time(events):
         return [{k: v for k, v in e.items() if k != "seconds"} for e in events]
 
-    assert without_time(resumed.history) == without_time(straight.history)
+    assert without_time(resumed.history.events) == without_time(straight.history.events)
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert without_time(lines) == without_time(straight.history)
+    assert without_time(lines) == without_time(straight.history.events)
 
 
 def test_the_teacher_is_left_as_it_was(tmp_path):
@@ -81,7 +81,7 @@ def test_the_policy_sees_one_round_per_round_steps_and_the_last_one_is_closed(tm
     t = trainer(tmp_path, policy=policy, steps=10)
     t.train()
     assert [arm for _, arm, _ in policy.history] == [0, 1, 0, 1]
-    rounds = [e for e in t.history if e["event"] == "round"]
+    rounds = [e for e in t.history.events if e["event"] == "round"]
     assert [e["step"] for e in rounds] == [3, 6, 9, 10]
     assert [e["arm"] for e in rounds] == ["image", "text", "image", "text"]
     assert set(rounds[0]["posterior"]) == {"image", "text"}
@@ -131,7 +131,7 @@ def test_hidden_loss_is_zero_for_a_copy_of_the_teacher():
 
 def test_an_equal_hidden_weight_scales_a_single_arm_by_the_number_of_modules(tmp_path):
     t = trainer(tmp_path, policy=FixedArmPolicy(ARMS, arm=1), equal_hidden_weight=True, steps=3)
-    t._turn_round(0)
+    t.rounds.before_step(0)
     assert t.weights == {"image": 0.0, "text": 2.0}
 
 

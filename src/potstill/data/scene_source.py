@@ -8,6 +8,7 @@ from typing import Any
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
 from potstill.data.sources import DATA, DataSource
 
+EVALUATION_SEED = 0
 IN_BATCH = ("caption", "vqa", "entailment", "nlvr2")
 
 
@@ -29,7 +30,8 @@ def build_scenes(
     """Return the scenes as a source; see ``SceneDataset`` for the arguments.
 
     ``max_tokens`` is the longest text, ``size`` the number of training samples. Splits are measured on the same tasks,
-    but "heldout_language" on captions alone.
+    but "heldout_language" on captions alone. The seed changes the training scenes only: runs with different seeds are
+    measured on the same pictures.
     """
     common = {
         "seed": seed,
@@ -43,7 +45,7 @@ def build_scenes(
     def make(split: str, length: int | None) -> SceneDataset:
         if split == "train":
             return SceneDataset("train", tasks, length or size, vendors=vendors, languages=languages, **common)
-        asked: dict[str, Any] = dict(common, masks=False)
+        asked: dict[str, Any] = dict(common, masks=False, seed=EVALUATION_SEED)
         if split == "heldout_language":
             return SceneDataset(split, ("caption",), length, vendors=vendors, **asked)
         return SceneDataset(split, tasks, length, vendors=vendors if split == "test" else None, **asked)

@@ -6,7 +6,6 @@ Each override below says why it is there. They were written against transformers
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -36,8 +35,10 @@ from potstill.train.checkpoint import (
     verify,
     write_json,
 )
+from potstill.train.history import History
 from potstill.train.module import DistillModule, check_finite
-from potstill.train.probe import Probe, reward_of, yardstick_value
+from potstill.train.probe import Probe
+from potstill.train.rounds import Rounds
 
 
 class DistillationTrainer(Trainer):
@@ -105,15 +106,18 @@ class DistillationTrainer(Trainer):
             )
         # get_batch_samples returns our counts as num_items_in_batch, also on transformers that lack the flag above.
         self.model_accepts_loss_kwargs = True
-        self.history_path = Path(history) if history else None
-        self.history: list[dict[str, Any]] = []
-        self.stage = stage
-        self.probe: Probe | None = None
-        self._values: dict[str, float] | None = None  # terms on the probe set when the current round began
-        self._arm: int | None = None
-        self._round = 0
-        self._round_started = -1
-        self._window: dict[str, list[float]] = {}
+        self.history = History(history, stage=stage, is_writer=self.is_world_process_zero())
+        self.rounds = None
+        if policy is not None:
+            self.rounds = Rounds(
+                policy,
+                module,
+                args,
+                draw_probe=self._draw_probe,
+                sum_over_ranks=self._sum_over_ranks,
+                agree=self._agree,
+            )
+        self._window: dict[str, list[float]] = {}  # objective -> [sum, count] since the last log
         self._saving_to: str | None = None
         self._started = time.perf_counter()
         self._seconds_before = 0.0
@@ -172,8 +176,6 @@ class DistillationTrainer(Trainer):
             self.optimizer = cls(rows, **options)
         return self.optimizer
 
-    # -- a step -------------------------------------------------------------------------------------------------
-
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Count every objective's units over the whole accumulation window and all ranks, once, before any backward."""
         batches = []
@@ -190,11 +192,11 @@ class DistillationTrainer(Trainer):
         return batches, dict(zip(names, self._sum_over_ranks(sums)))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Close the policy's round before the first micro-batch of the step it ends on."""
-        if self.policy is not None:
-            step = self.state.global_step
-            if self._arm is None or (step % self.args.round_steps == 0 and self._round_started != step):
-                self._turn_round(step)
+        """Turn the policy's round before the first micro-batch of the step on which it ends."""
+        if self.rounds is not None:
+            event = self.rounds.before_step(self.state.global_step)
+            if event is not None:
+                self.history.add(event)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -224,50 +226,13 @@ class DistillationTrainer(Trainer):
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """Module -> factor of its objectives in the current round; None without a policy."""
-        if self.policy is None or self._arm is None:
-            return None
-        arm = self.policy.arms[self._arm]
-        scale = len(self.model.modules_named) / len(arm) if self.args.equal_hidden_weight and arm else 1.0
-        return {name: scale if name in arm else 0.0 for name in self.model.modules_named}
+        """Module -> factor of its objectives now; None without a policy."""
+        return self.rounds.weights if self.rounds is not None else None
 
     @property
     def arm_name(self) -> str | None:
         """The arm being played, its modules joined with "+"."""
-        return None if self._arm is None else self.policy.arm_names[self._arm]
-
-    # -- rounds -------------------------------------------------------------------------------------------------
-
-    def _turn_round(self, step: int) -> None:
-        """Reward the arm just played and choose the next; every rank computes the same."""
-        if self.probe is None:
-            self.probe = self._draw_probe()
-        if self._arm is None:
-            self._values = self.probe.measure(self.model, self._sum_over_ranks)
-        else:
-            self._reward(step)
-        self._round += 1
-        self._round_started = step
-        self._arm = self._agree(self.policy.select())
-
-    def _reward(self, step: int) -> None:
-        after = self.probe.measure(self.model, self._sum_over_ranks)
-        args = self.args
-        reward = reward_of(self._values, after, self.model, args.reward, mode=args.reward_mode, clip=args.reward_clip)
-        self.policy.update(self._arm, reward)
-        self._record(
-            {
-                "event": "round",
-                "step": step,
-                "round": self._round,
-                "arm": self.arm_name,
-                "reward": reward,
-                "reference": yardstick_value(after, self.model, "reference"),
-                "probe": after,
-                "posterior": self.policy.posterior_by_arm(),
-            }
-        )
-        self._values = after
+        return self.rounds.arm if self.rounds is not None else None
 
     def _draw_probe(self) -> Probe:
         """Draw the probe set once, by the seed; each rank keeps its share, with the teacher's signals."""
@@ -294,8 +259,6 @@ class DistillationTrainer(Trainer):
             raise IntegrityError("the ranks' policies disagree", where="policy", hint="Start all ranks with one seed.")
         return arm
 
-    # -- the whole run ------------------------------------------------------------------------------------------
-
     def train(self, resume_from_checkpoint=None, **kwargs):
         """Train; close the last round at the end. ``True`` resumes from the newest complete checkpoint."""
         if resume_from_checkpoint is True:
@@ -303,15 +266,10 @@ class DistillationTrainer(Trainer):
         elif resume_from_checkpoint:
             verify(Path(resume_from_checkpoint))
         result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
-        finished = self.state.global_step >= self.state.max_steps
-        if (
-            self.policy is not None
-            and self._arm is not None
-            and finished
-            and self._round_started < self.state.max_steps
-        ):
-            self._reward(self.state.global_step)
-            self._arm = None
+        if self.rounds is not None and self.state.global_step >= self.state.max_steps:
+            event = self.rounds.close(self.state.global_step)
+            if event is not None:
+                self.history.add(event)
         return result
 
     def newest_checkpoint(self) -> Path:
@@ -336,34 +294,27 @@ class DistillationTrainer(Trainer):
         )
         if resume_from_checkpoint is not None:
             saved = read_json(Path(resume_from_checkpoint) / POLICY)
-            self._window = saved["window"]
+            # The saved window is that of all ranks together.
+            self._window = saved["window"] if self.is_world_process_zero() else {}
             self._seconds_before = saved["seconds"]
-            if (self.policy is None) != (saved["policy"] is None):
+            if (self.rounds is None) != (saved["rounds"] is None):
                 raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
-            if self.policy is not None:
-                self.policy.load_state_dict(saved["policy"])
-                self._arm, self._round, self._values = saved["arm"], saved["round"], saved["values"]
-                self._round_started = saved["round_started"]
-                self.probe = self._draw_probe()
+            if self.rounds is not None:
+                self.rounds.load_state_dict(saved["rounds"])
         self._started = time.perf_counter()
-        self._open_history(self.state.global_step)
+        self.history.rewind(self.state.global_step)
         return started
-
-    # -- history ------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the window's mean of every term beside the Trainer's own numbers."""
         if "loss" in logs:
-            names = sorted(self._window)
-            sums = torch.tensor([self._window[n] for n in names], dtype=torch.float64, device=self.args.device)
-            sums = self._sum_over_ranks(sums) if names else sums
             weights = {o.name: o.weight for o in self.model.objectives}
             terms = {
-                n: {"value": (total / max(count, 1.0)), "weight": weights[n]}
-                for n, (total, count) in zip(names, sums.tolist())
+                name: {"value": total / max(count, 1.0), "weight": weights[name]}
+                for name, (total, count) in self._window_of_all_ranks().items()
             }
             self._window = {}
-            self._record(
+            self.history.add(
                 {
                     "event": "step",
                     "step": self.state.global_step,
@@ -381,34 +332,11 @@ class DistillationTrainer(Trainer):
         """Seconds of training so far, over all resumes."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def _record(self, event: dict[str, Any]) -> None:
-        if self.stage is not None:
-            event["stage"] = self.stage
-        self.history.append(event)
-        if self.history_path is not None and self.is_world_process_zero():
-            with open(self.history_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(event, ensure_ascii=False) + "\n")
-
-    def _open_history(self, step: int) -> None:
-        """Drop what was written after the checkpoint: those steps are done again."""
-        self.history = []
-        if self.history_path is None or not self.history_path.exists():
-            return
-        for line in self.history_path.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break  # the line a killed run was writing
-            other = event.get("stage") != self.stage
-            if other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
-                self.history.append(event)
-        if self.is_world_process_zero():
-            text = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in self.history)
-            temporary = self.history_path.with_name(self.history_path.name + ".tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.history_path)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------
+    def _window_of_all_ranks(self) -> dict[str, list[float]]:
+        names = [o.name for o in self.model.objectives]
+        sums = torch.tensor([self._window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
+        rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
+        return {name: row for name, row in zip(names, rows) if row[1]}
 
     def _get_output_dir(self, trial=None) -> str:
         """Let a checkpoint grow in a folder beside the finished ones."""
@@ -428,29 +356,20 @@ class DistillationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._saving_to = None
+        state = {
+            "rounds": None if self.rounds is None else self.rounds.state_dict(),
+            "window": self._window_of_all_ranks(),
+            "seconds": self.seconds,
+        }
         self._wait()
         if self.args.should_save:
-            self._save_policy(growing / name / POLICY)
+            write_json(growing / name / POLICY, state)
             seal(growing / name)
             shutil.rmtree(folder / name, ignore_errors=True)
             os.rename(growing / name, folder / name)
             shutil.rmtree(growing, ignore_errors=True)
             keep_newest(folder, self.args.keep_checkpoints)
         self._wait()
-
-    def _save_policy(self, path: Path) -> None:
-        write_json(
-            path,
-            {
-                "policy": None if self.policy is None else self.policy.state_dict(),
-                "arm": self._arm,
-                "round": self._round,
-                "round_started": self._round_started,
-                "values": self._values,
-                "window": self._window,
-                "seconds": self.seconds,
-            },
-        )
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Keep student and parts apart, each with shared tensors stored once."""

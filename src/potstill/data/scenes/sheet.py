@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,10 +12,13 @@ from potstill.errors import InputError, suggest
 
 _SIDE, _GAP, _LINE = 144, 12, 15
 _WIDTH = 2 * _SIDE + _GAP
+_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 def contact_sheet(dataset: SceneDataset, task: str | None = None, n: int = 12) -> Image.Image:
     """Return the first ``n`` samples of a task as one picture: image or images, text, and right answer.
+
+    Letters beyond ASCII need a font of the system; where there is none, accents are left out of the sheet.
 
     Args:
         dataset: Where the samples come from.
@@ -38,7 +42,7 @@ def contact_sheet(dataset: SceneDataset, task: str | None = None, n: int = 12) -
     rows = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * (_WIDTH + _GAP) + _GAP, rows * height + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    font, has_letters = _font()
     for place, sample in enumerate(samples):
         x = _GAP + place % columns * (_WIDTH + _GAP)
         y = _GAP + place // columns * height
@@ -49,10 +53,25 @@ def contact_sheet(dataset: SceneDataset, task: str | None = None, n: int = 12) -
                 (x + number * (_SIDE + _GAP), y, x + number * (_SIDE + _GAP) + _SIDE, y + _SIDE), outline="#999"
             )
         y += _SIDE + 4
-        # The default font has no Chinese; such characters show as boxes there, the text itself is right.
         lines = [f"{sample['task']} / {sample['kind']} / {sample['index']}", *textwrap.wrap(sample["text"], 46)]
         if sample["truth"] != sample["text"]:
-            lines += textwrap.wrap(f"→ {sample['truth']}".replace("→", "="), 46)
+            lines += textwrap.wrap(f"= {sample['truth']}", 46)
         for number, line in enumerate(lines[:6]):
+            line = line if has_letters else _without_accents(line)
             pen.text((x, y + number * _LINE), line, fill="#666" if number == 0 else "black", font=font)
     return sheet
+
+
+def _font() -> tuple[ImageFont.FreeTypeFont, bool]:
+    """Return a font and whether it has more than ASCII."""
+    for name in _FONTS:
+        try:
+            return ImageFont.truetype(name, 12), True
+        except OSError:
+            continue
+    return ImageFont.load_default(size=13), False
+
+
+def _without_accents(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))

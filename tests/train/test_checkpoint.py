@@ -1,0 +1,112 @@
+"""Complete or refused: what a checkpoint promises."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from potstill.errors import IntegrityError
+from potstill.train.checkpoint import (
+    keep_newest,
+    list_checkpoints,
+    load_weights,
+    newest_valid,
+    save_weights,
+    seal,
+    verify,
+)
+from potstill.train.history import History
+
+
+def make(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "a.txt").write_text(f"step {step}")
+    seal(path)
+    return path
+
+
+def test_a_sealed_checkpoint_verifies(tmp_path):
+    verify(make(tmp_path, 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "a.txt").write_text("step 9"), r"a\.txt: the file changed"),
+        (lambda p: (p / "a.txt").unlink(), r"a\.txt: the file is missing"),
+        (lambda p: (p / "manifest.json").unlink(), r"manifest\.json: the file is missing"),
+        (lambda p: (p / "manifest.json").write_text("{"), r"manifest\.json: cannot be read as JSON"),
+        (lambda p: (p / "manifest.json").write_text("[]"), r"manifest\.json: the manifest has no list"),
+    ],
+)
+def test_damage_is_refused_by_name(tmp_path, damage, message):
+    path = make(tmp_path, 1)
+    damage(path)
+    with pytest.raises(IntegrityError, match=message):
+        verify(path)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
+    path = make(tmp_path, 1)
+    (tmp_path / "secret").write_text("x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../secret"] = {"bytes": 1, "sha256": "0" * 64}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="no links"):
+        verify(path)
+
+
+def test_a_file_swapped_for_a_link_is_refused(tmp_path):
+    path = make(tmp_path, 1)
+    (path / "a.txt").rename(tmp_path / "a.txt")
+    (path / "a.txt").symlink_to(tmp_path / "a.txt")
+    with pytest.raises(IntegrityError, match="no links"):
+        verify(path)
+
+
+def test_the_newest_valid_one_is_found_by_number_not_by_time(tmp_path):
+    for step in (1000, 200, 30):
+        make(tmp_path, step)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-30", "checkpoint-200", "checkpoint-1000"]
+    (tmp_path / "checkpoint-1000" / "a.txt").write_text("")
+    found, refused = newest_valid(tmp_path)
+    assert found.name == "checkpoint-200"
+    assert len(refused) == 1
+    keep_newest(tmp_path, 1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-1000"]
+
+
+def test_weights_come_back_with_shared_tensors_stored_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(7, 3), nn.Linear(3, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+    first, second, parts = Tied(), Tied(), nn.ModuleDict({"p": nn.Linear(2, 2)})
+    save_weights(tmp_path, first, parts)
+    other = nn.ModuleDict({"p": nn.Linear(2, 2)})
+    load_weights(tmp_path, second, other)
+    assert torch.equal(first.head.weight, second.embedding.weight)
+    assert second.head.weight is second.embedding.weight
+    assert torch.equal(parts["p"].weight, other["p"].weight)
+    assert (tmp_path / "student.safetensors").stat().st_size < 2 * 7 * 3 * 4 + 300
+
+
+def test_history_drops_what_comes_after_the_checkpoint_and_a_torn_line(tmp_path):
+    path = tmp_path / "history.jsonl"
+    before = History(path, stage="a")
+    before.add({"event": "step", "step": 9})
+    now = History(path, stage="b")
+    for step in (1, 2, 3):
+        now.add({"event": "round", "step": step})
+        now.add({"event": "step", "step": step})
+    with open(path, "a") as file:
+        file.write('{"event": "st')
+    again = History(path, stage="b")
+    again.rewind(2)
+    kept = [(e["stage"], e["event"], e["step"]) for e in again.events]
+    assert kept == [("a", "step", 9), ("b", "round", 1), ("b", "step", 1), ("b", "step", 2)]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == again.events

@@ -1,0 +1,67 @@
+"""What our overrides assume of the Trainer; a release that breaks one of these breaks us silently otherwise."""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+
+from potstill.train import DistillationArguments, DistillationTrainer
+
+PARAMETERS = {
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
+    "create_optimizer": ["self", "model"],
+    "_get_train_sampler": ["self", "train_dataset"],
+    "_get_output_dir": ["self", "trial"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_save": ["self", "output_dir", "state_dict"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_load_best_model": ["self"],
+    "_init_training_state": [
+        *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
+    ],
+    "log": ["self", "logs", "start_time"],
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_an_overridden_method_takes_what_we_expect(name):
+    assert list(inspect.signature(getattr(Trainer, name)).parameters) == PARAMETERS[name]
+    assert name in vars(DistillationTrainer)
+
+
+@pytest.mark.parametrize(
+    ("caller", "called"),
+    [
+        ("_run_epoch", "self.get_batch_samples("),
+        ("_run_epoch", "self.training_step("),
+        ("training_step", "self.compute_loss("),
+        ("_maybe_log_save_evaluate", "self._save_checkpoint("),
+        ("_maybe_log_save_evaluate", "self.log("),
+        ("_save_checkpoint", "self._get_output_dir("),
+        ("_inner_training_loop", "self._init_training_state("),
+        ("_prepare_for_training", "self.create_optimizer("),
+        ("train", "self._load_from_checkpoint("),
+    ],
+)
+def test_the_trainer_still_goes_through_our_overrides(caller, called):
+    assert called in inspect.getsource(getattr(Trainer, caller))
+
+
+def test_the_probe_runs_before_the_mode_is_set_and_the_random_state_restored_after_the_fetch():
+    """On resume the Trainer restores the random state between get_batch_samples and training_step."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("self.get_batch_samples(") < source.index("rng_to_sync = False\n\n            #")
+    assert source.index("self._load_rng_state(resume_from_checkpoint)\n                rng_to_sync") < source.index(
+        "self.training_step("
+    )
+
+
+def test_defaults_that_would_hide_mistakes_are_off(tmp_path):
+    args = DistillationArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert args.logging_nan_inf_filter is False
+    assert args.remove_unused_columns is False
+    assert args.ddp_find_unused_parameters is False
+    assert args.save_total_limit is None
