@@ -143,10 +143,16 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if isinstance(step, int):
             if not isinstance(here, list) or step >= len(here):
                 size = len(here) if isinstance(here, list) else 0
-                raise RecipeError("there is no such entry", where=f"--set {path}", expected=f"an index below {size}"
-                                  if size else "a list", got=here if not isinstance(here, list) else step)
+                raise RecipeError(
+                    "there is no such entry",
+                    where=f"--set {path}",
+                    expected=f"an index below {size}" if size else "a list",
+                    got=here if not isinstance(here, list) else step,
+                )
         elif not isinstance(here, dict):
-            raise RecipeError(f'"{step}" is looked for in something that is no section', where=f"--set {path}", got=here)
+            raise RecipeError(
+                f'"{step}" is looked for in something that is no section', where=f"--set {path}", got=here
+            )
         if last:
             here[step] = value
         else:
