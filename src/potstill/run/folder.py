@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -50,6 +51,7 @@ class RunFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.is_writer = int(os.environ.get("RANK", 0)) == 0  # of several processes only the first writes
+        self._is_new = False
         self._lock = None
 
     def __truediv__(self, name: str) -> Path:
@@ -87,6 +89,7 @@ class RunFolder:
             return recipe
         if self.path.exists() and not self.path.is_dir():
             raise InputError("is a file", where=str(self.path), expected="a folder", hint="Choose another with --out.")
+        self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if any(entry.name != ".lock" for entry in self.path.iterdir()):
@@ -129,13 +132,13 @@ class RunFolder:
             self._lock.close()  # the run before removed the file between our opening and locking it
 
     def release(self) -> None:
-        """Let others write again; a folder in which nothing was written is removed."""
+        """Let others write again; a new folder in which nothing was written is removed."""
         if self._lock is not None:
             (self / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            if self._is_new and not any(path.is_file() for path in self.path.rglob("*")):
+                shutil.rmtree(self.path)
 
     def progress(self, stages: int) -> dict[str, Any]:
         """Return {"stage": index of the stage to run, "trained": bool}."""

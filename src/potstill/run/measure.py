@@ -91,7 +91,7 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
     return {"version": 1, "split": section.split, "samples": section.samples, "models": models}
 
 
-def evaluate(
+def evaluate_model(
     model: str | Path,
     recipe: str | Path | Mapping[str, Any] | Recipe = "optima-scenes",
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from potstill.run.build import (
     freeze,
 )
 from potstill.run.check import check_fit, check_names, check_splits
-from potstill.run.plan import make_plan
+from potstill.run.planning import make_plan
 from potstill.teachers import LiveTeacher
 from potstill.train import DistillationTrainer, DistillModule
 
@@ -164,12 +165,16 @@ def plan(
         source: Data made in Python, in place of what the recipe names.
     """
     plans, student, teachers = [], None, Teachers()
-    for name, stage in with_source(load_recipe(recipe, overrides), source).staged():
-        built = prepare(stage, Path("unused"), source=source, student=student, teacher=teachers.get(stage), stage=name)
-        built.close()
-        student = built.student
-        teachers.keep(built)
-        plans.append(built.plan)
+    # The Trainer makes its output folder at once, and a plan is to leave nothing behind.
+    with tempfile.TemporaryDirectory(prefix="potstill-plan-") as folder:
+        for name, stage in with_source(load_recipe(recipe, overrides), source).staged():
+            built = prepare(
+                stage, Path(folder), source=source, student=student, teacher=teachers.get(stage), stage=name
+            )
+            built.close()
+            student = built.student
+            teachers.keep(built)
+            plans.append(built.plan)
     return plans
 
 
