@@ -127,3 +127,34 @@ def tiny():
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def coca_teacher(tmp_path_factory):
+    """Folder of a tiny untrained CoCa made for 12 concepts of the scenes, all four tasks."""
+    from potstill.data.scene_source import build_scenes
+    from potstill.models.coca import CocaConfig, CocaModel
+
+    sizes = {"stem": "conv", "image_width": 16, "image_heads": 2, "image_layers": 2, "text_width": 16, "text_heads": 2}
+    rest = {"text_layers": 2, "multimodal_layers": 2, "max_text_length": 40, "caption_queries": 4, "embed_dim": 16}
+    source = build_scenes(concepts=12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = CocaModel(CocaConfig(**sizes, **rest, max_images=2, tie_word_embeddings=True, **source.model_fields))
+    folder = tmp_path_factory.mktemp("coca") / "teacher"
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_run(coca_teacher):
+    """Overrides that make the packaged recipes tiny: ``tiny_run("train.steps=4")``."""
+
+    def overrides(*more):
+        return [
+            *(f"teacher.model={coca_teacher}", "data.concepts=12", "train.batch_size=8", "train.steps=12"),
+            *("train.checkpoint_every=4", "train.log_every=2", "train.warmup_steps=0", "train.threads=1"),
+            *("evaluate.samples=24", "evaluate.shown=2", *more),
+        ]
+
+    return overrides

@@ -6,8 +6,18 @@ Example::
 
     import potstill
 
-    run = potstill.distill("optima-scenes", out="runs/first")
-    print(run.metrics["models"]["student"]["tasks"])
+    recipe = potstill.load_recipe("optima-scenes", ["train.steps=200"])
+    print(potstill.plan(recipe)[0]["modules"])               # layer maps, shapes, projectors: before anything runs
+    run = potstill.distill(recipe, out="runs/first")         # train, export, measure, report
+    print(run.metrics["models"]["student"]["tasks"])         # also in runs/first/metrics.json
+    student = potstill.load_model("runs/first/student")      # a plain model again
+    scores = potstill.evaluate_model("runs/first/student", recipe, split="heldout_vendor")
+    potstill.build_report(["runs/first", "runs/second"], "compare.html")
+    potstill.distill(recipe, out="runs/first", resume=True)  # goes on where it was stopped
+
+    # Data of your own: a "files" source in the recipe, or any map-style datasets with a collator.
+    data = potstill.source_from_datasets({"train": train, "test": test}, collator)
+    potstill.distill(recipe, out="runs/mine", source=data)
 """
 
 from __future__ import annotations
@@ -33,9 +43,11 @@ _HOME = {
     "Where": "potstill.objectives",
     "build_report": "potstill.report",
     "distill": "potstill.run",
+    "evaluate_model": "potstill.run",
     "load_model": "potstill.models.load",
     "load_recipe": "potstill.recipe",
     "plan": "potstill.run",
+    "source_from_datasets": "potstill.data.files_source",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -21,9 +21,9 @@ def evaluate(
 ) -> None:
     """Measure a saved model: task scores, cost and, with a teacher, fidelity."""
     from potstill.cli.show import show_metrics
-    from potstill.run import evaluate as measure
+    from potstill.run import evaluate_model
 
-    entry = measure(model, recipe, teacher=teacher, split=split, samples=samples, overrides=overrides or ())
+    entry = evaluate_model(model, recipe, teacher=teacher, split=split, samples=samples, overrides=overrides or ())
     if as_json:
         typer.echo(json.dumps(entry, indent=1, ensure_ascii=False))
     else:

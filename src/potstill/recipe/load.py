@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -15,6 +16,7 @@ from potstill.recipe.check import check
 from potstill.recipe.schema import OpenSection, Recipe
 
 MAX_BYTES = 1 << 20
+_START = 'Start from a packaged one: "potstill config show optima-scenes".'
 _STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
 
 
@@ -82,13 +84,16 @@ def read_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise RecipeError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"is not YAML ({problem})", where=place) from error
     except RecursionError as error:
         raise RecipeError("is nested too deeply", where=where) from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RecipeError(f"holds a value that cannot be read ({error})", where=where) from error
+    if value is None:
+        raise RecipeError("is empty", where=where, expected="a mapping of fields", hint=_START)
     if not isinstance(value, dict):
-        raise RecipeError("a recipe is a mapping of fields", where=where, got=type(value).__name__)
+        raise RecipeError("is no recipe", where=where, expected="a mapping of fields", got=value, hint=_START)
     return value
 
 
@@ -105,7 +110,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     if isinstance(source, Recipe):
         data = source.model_dump()
     elif isinstance(source, Mapping):
-        data = dict(source)
+        data = copy.deepcopy(dict(source))
     else:
         path = find_recipe(source)
         try:
@@ -126,7 +131,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     rebuilt = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in steps).lstrip(".")
     if not equals or rebuilt != path or not steps:
         raise RecipeError(
-            "cannot read the override", where=f"--set {override}", expected="a.b=value or list[0].c=value"
+            "cannot read the override",
+            where=f"--set {override}",
+            expected="field.field=value or list[0].field=value",
+            hint="Quote it for the shell if it holds spaces or brackets.",
         )
     value = read_yaml(f"value: {text}", f"--set {override}")["value"]
     here: Any = data
@@ -135,9 +143,16 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if isinstance(step, int):
             if not isinstance(here, list) or step >= len(here):
                 size = len(here) if isinstance(here, list) else 0
-                raise RecipeError("there is no such entry", where=f"--set {path}", expected=f"an index below {size}")
+                raise RecipeError(
+                    "there is no such entry",
+                    where=f"--set {path}",
+                    expected=f"an index below {size}" if size else "a list",
+                    got=here if not isinstance(here, list) else step,
+                )
         elif not isinstance(here, dict):
-            raise RecipeError("the field on the way is no section", where=f"--set {path}", got=here)
+            raise RecipeError(
+                f'"{step}" is looked for in something that is no section', where=f"--set {path}", got=here
+            )
         if last:
             here[step] = value
         else:

@@ -17,13 +17,13 @@ from potstill.recipe.check import check
 class Section(BaseModel):
     """A mapping of the recipe whose unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
 class OpenSection(Section):
     """A section that also takes the options of what it names."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,18 +51,20 @@ class StudentSection(OpenSection):
 class DataSection(OpenSection):
     """What is trained on: a source and its options."""
 
-    source: str = Field("scenes", description="scenes (embedded) or files (your own).")
+    source: str = Field("scenes", description="scenes (embedded) or files (a table of your own).")
 
 
 class ModuleSection(Section):
     """A module by path, where the model's family is unknown or its default is not wanted."""
 
-    student: str | list[str] = Field(description="Path of the block list, or paths of layers, in the student.")
-    teacher: str | list[str] = Field(description="The same in the teacher.")
-    map: list[tuple[int, int]] | None = Field(
-        None, description="(student layer, teacher layer) by index; null = evenly."
+    student: str | None = Field(
+        None, description="A list of blocks, a layer or a pattern in the student; null = as its family says."
     )
-    mask: str | None = Field(None, description="Batch key of the mask of this module's tokens.")
+    teacher: str | None = Field(None, description="The same in the teacher.")
+    map: list[list[int]] | None = Field(None, description="[student layer, teacher layer] by index; null = evenly.")
+    mask: str | None = Field(
+        "auto", description='Batch key of the mask of its tokens; "auto" = as the family says, null = all count.'
+    )
 
 
 class ObjectiveSection(OpenSection):
@@ -106,7 +108,7 @@ class TrainSection(Section):
     warmup_steps: int = Field(0, ge=0)
     optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="0 = no clipping.")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
@@ -118,7 +120,7 @@ class TrainSection(Section):
 
     @field_validator("betas")
     @classmethod
-    def _betas_below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _betas_below_one(cls, value: list[float]) -> list[float]:
         if not all(0 <= b < 1 for b in value):
             raise ValueError("both must lie in [0, 1)")
         return value
@@ -128,7 +130,8 @@ class EvaluateSection(Section):
     """What is measured at the end."""
 
     split: str = Field("test", description="Split of the data source.")
-    samples: int = Field(1000, ge=1)
+    splits: list[str] = Field(default_factory=list, description="Further splits, on which only tasks are scored.")
+    samples: int = Field(1000, ge=1, description="Samples of each split.")
     batch_size: int = Field(128, ge=1)
     shown: int = Field(10, ge=0, description="Samples shown in the report.")
 
@@ -136,7 +139,7 @@ class EvaluateSection(Section):
 class StageSection(Section):
     """One stage of several; what it gives replaces the same field of the recipe, mappings key by key."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="Its name in logs, and of its folder of checkpoints.")
     teacher: TeacherSection | Literal["none"] | None = Field(None, description='"none" trains on labels.')
     data: dict[str, Any] | None = None
     objectives: list[ObjectiveSection] | None = None
@@ -165,6 +168,14 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     stages: list[StageSection] | None = Field(None, min_length=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _names_differ(cls, value: list[StageSection] | None) -> list[StageSection] | None:
+        names = [stage.name for stage in value or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages have the same name")
+        return value
 
     def staged(self) -> list[tuple[str, Recipe]]:
         """Return (stage name, recipe of that stage), one entry named "main" without stages."""

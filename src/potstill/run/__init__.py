@@ -1,6 +1,8 @@
 """The one place that joins all parts: recipe → plan → run folder."""
 
-from potstill.run.execute import Run, distill, evaluate, plan, prepare
+from potstill.run.execute import distill
 from potstill.run.folder import RunFolder
+from potstill.run.measure import Run, evaluate_model
+from potstill.run.prepare import plan, prepare
 
-__all__ = ["Run", "RunFolder", "distill", "evaluate", "plan", "prepare"]
+__all__ = ["Run", "RunFolder", "distill", "evaluate_model", "plan", "prepare"]

@@ -13,8 +13,9 @@ from torch import nn
 import potstill.data.files_source
 import potstill.data.scene_source  # noqa: F401 - both register a data source
 import potstill.losses as losses
+from potstill.align.projectors import PROJECTORS
 from potstill.data.sources import DATA, DataSource
-from potstill.errors import RecipeError, suggest
+from potstill.errors import PotstillError, RecipeError, suggest
 from potstill.models.load import load_model
 from potstill.models.pairing import DistilledModule, resolve_modules
 from potstill.objectives import (
@@ -36,7 +37,6 @@ from potstill.taps import expand_paths
 from potstill.train import DistillationArguments
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SPECIAL_LOSSES = ("cross_entropy", "hidden", "model_loss", "readout")
 
 
 def build_source(recipe: Recipe) -> DataSource:
@@ -51,15 +51,20 @@ def build_teacher(recipe: Recipe) -> nn.Module | None:
     section = recipe.teacher
     if section is None:
         return None
-    return load_model(
-        section.model,
-        revision=section.revision,
-        sha256=section.sha256,
-        dtype=DTYPES[section.dtype],
-        allow_pickle=section.allow_pickle,
-        allow_remote_code=section.allow_remote_code,
-        where="teacher.model",
-    )
+    try:
+        return load_model(
+            section.model,
+            revision=section.revision,
+            sha256=section.sha256,
+            dtype=DTYPES[section.dtype],
+            allow_pickle=section.allow_pickle,
+            allow_remote_code=section.allow_remote_code,
+            where="teacher.model",
+        )
+    except PotstillError as error:
+        if not (error.where or "").startswith("teacher"):
+            error.where = "teacher.sha256" if error.where == "sha256" else f"teacher.model ({error.where})"
+        raise
 
 
 def build_student(recipe: Recipe, teacher: nn.Module | None, source: DataSource) -> nn.Module:
@@ -71,12 +76,6 @@ def build_student(recipe: Recipe, teacher: nn.Module | None, source: DataSource)
         arguments.setdefault("seed", recipe.seed)
     if "data_fields" in declared:
         arguments["data_fields"] = source.model_fields
-    if teacher is None and section.builder in ("depth", "width", "config"):
-        raise RecipeError(
-            f'the builder "{section.builder}" makes a student from the teacher, but there is none',
-            where="student.builder",
-            hint='Name a teacher, or use builder: "new".',
-        )
     return make_student(section.builder, teacher, arguments)[0]
 
 
@@ -84,89 +83,78 @@ def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None)
     """Return the modules to distil; none if no objective asks for hidden states or there is no teacher."""
     if teacher is None or not any(o.loss == "hidden" for o in recipe.objectives):
         return []
-    return resolve_modules(student, teacher, recipe.modules, where="modules")
+    spec = None
+    if recipe.modules is not None:
+        rows = {name: section.model_dump(exclude_none=True) for name, section in recipe.modules.items()}
+        # Left out, the mask is the family's; null says that every token counts.
+        spec = {
+            name: {k: v for k, v in row.items() if k != "mask"}
+            | ({} if recipe.modules[name].mask == "auto" else {"mask": recipe.modules[name].mask})
+            for name, row in rows.items()
+        }
+    return resolve_modules(student, teacher, spec, where="modules")
 
 
-def build_objectives(recipe: Recipe, modules: Sequence[DistilledModule], batch: Mapping[str, Any]) -> list[Objective]:
-    """Return the terms of the loss; a "hidden" entry becomes one objective per module.
+def build_objectives(
+    recipe: Recipe, student: nn.Module, modules: Sequence[DistilledModule], batch: Mapping[str, Any]
+) -> dict[str, list[Objective]]:
+    """Return the terms of the loss by the recipe path of their section; "hidden" makes one for every module.
 
-    ``batch`` is any batch of the source: masks and labels that it lacks are refused here.
+    ``batch`` is any batch of the source: masks and labels that it lacks are refused here, taps by the student.
     """
-    built: list[Objective] = []
+    built: dict[str, list[Objective]] = {}
     for i, section in enumerate(recipe.objectives):
         where = f"objectives[{i}]"
-        try:
-            built += _objectives_of(section, modules, where)
-        except RecipeError as error:
-            raise error if (error.where or "").startswith("objectives[") else error.at(where) from None
-        for key in (section.labels, section.mask):
+        for field in ("labels", "mask"):
+            key = getattr(section, field)
             if key is not None and key not in batch:
-                raise RecipeError(f'the batch has no "{key}"', where=where, hint=suggest(key, [str(k) for k in batch]))
+                hint = suggest(key, [str(k) for k in batch])
+                raise RecipeError(f'the batch has no "{key}"', where=f"{where}.{field}", hint=hint)
+        if section.tap is not None:
+            expand_paths(student, [section.tap], where=f"{where}.tap", owner="student")
+        built[where] = _objectives_of(section, modules, where)
     return built
 
 
 def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
+    weight = {"weight": section.weight}
     if section.loss == "hidden":
         return _hidden(section, modules, where)
     if section.loss == "model_loss":
-        _refuse_options(section, where)
-        return [ModelLossObjective(section.name or "model_loss", weight=section.weight)]
+        return [ModelLossObjective(section.name or "model_loss", **weight)]
     if section.loss == "readout":
-        return [
-            call_with_options(
-                ReadoutObjective,
-                section.options,
-                where,
-                section.name or "readout",
-                _required(section, "tap", where),
-                _required(section, "labels", where),
-                given=("name", "tap", "labels"),
-                weight=section.weight,
-            )
-        ]
-    on = _required(section, "on", where)
-    name = section.name or on.rpartition(".")[2]
+        given = (section.name or "readout", section.tap, section.labels)
+        names = ("name", "tap", "labels")
+        return [call_with_options(ReadoutObjective, section.options, where, *given, given=names, **weight)]
+    name = section.name or section.on.rpartition(".")[2]
     if section.loss == "cross_entropy":
-        return [
-            call_with_options(
-                LabelObjective,
-                section.options,
-                where,
-                name,
-                on,
-                _required(section, "labels", where),
-                given=("name", "on", "labels"),
-                shift=section.shift,
-                weight=section.weight,
-            )
-        ]
-    if section.loss not in losses.__all__:
-        raise RecipeError(
-            f'unknown loss "{section.loss}"',
-            where=f"{where}.loss",
-            hint=suggest(section.loss, [*losses.__all__, *_SPECIAL_LOSSES]),
-        )
+        given, names = (name, section.on, section.labels), ("name", "on", "labels")
+        fixed = {"shift": section.shift, **weight}
+        return [call_with_options(LabelObjective, section.options, where, *given, given=names, **fixed)]
     return [
         OutputObjective(
             name,
             getattr(losses, section.loss),
-            on,
+            section.on,
             teacher_on=section.teacher_on,
             where=Where(mask=section.mask, labels=section.labels),
             shift=section.shift,
-            weight=section.weight,
             options=section.options,
+            **weight,
         )
     ]
 
 
 def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
-    _refuse_options(section, where)
     known = [m.name for m in modules]
     wanted = known if section.modules in (None, "all") else section.modules
     for j, name in enumerate(wanted):
         if name not in known:
             raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    kinds = ["auto", "none", *PROJECTORS]
+    if section.projector not in kinds:
+        hint = suggest(section.projector, kinds)
+        raise RecipeError(f'unknown projector "{section.projector}"', where=f"{where}.projector", hint=hint)
     prefix = section.name or "hidden"
     return [
         HiddenObjective(
@@ -182,26 +170,10 @@ def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where
     ]
 
 
-def _required(section: ObjectiveSection, field: str, where: str) -> str:
-    value = getattr(section, field)
-    if value is None:
-        raise RecipeError(f'the loss "{section.loss}" needs it', where=f"{where}.{field}")
-    return value
-
-
-def _refuse_options(section: ObjectiveSection, where: str) -> None:
-    for key in section.options:
-        raise RecipeError("there is no such option", where=f"{where}.{key}")
-
-
 def build_policy(section: PolicySection | None, modules: Sequence[str], seed: int) -> Any | None:
     """Return the policy over the named modules, or None."""
     if section is None:
         return None
-    if not modules:
-        raise RecipeError(
-            "there is no module to choose among", where="policy", hint='Add an objective with loss: "hidden".'
-        )
     try:
         arms = make_arms(modules, section.arms)
     except RecipeError as error:

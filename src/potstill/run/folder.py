@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -23,18 +25,24 @@ from potstill.train.checkpoint import read_json, write_json
 class RunFolder:
     """Paths of a run, and a lock so that only one process writes to it.
 
-    ==================  =========================================================================
-    ``recipe.yaml``     the resolved recipe
-    ``plan.json``       taps, layer maps, parts, objectives, parameters
-    ``history.jsonl``   one line per logged step and per round of the policy
-    ``checkpoints/``    complete checkpoints, newest last
-    ``progress.json``   which stage runs, and whether training is done
-    ``metrics.json``    per model: task scores, fidelity, cost
-    ``samples.json``    pictures, questions and answers for the report
+    ===================  ========================================================================
+    ``recipe.yaml``      the resolved recipe
+    ``plan.json``        taps, layer maps, parts, objectives, parameters; with several stages the
+                         plan of the newest one, and under ``stages`` those of all so far
+    ``history.jsonl``    one line per logged step and per round of the policy
+    ``checkpoints/``     complete checkpoints, by stage if there are several
+    ``stages/``          the student at the end of each stage
+    ``progress.json``    which stage runs, and whether training is done
+    ``metrics.json``     per model: task scores, fidelity, cost
+    ``samples.json``     pictures, questions and answers for the report
     ``environment.json``  machine, versions, commit, command
-    ``student/``        the exported student
-    ``report.html``     the report
-    ==================  =========================================================================
+    ``student/``         the exported student
+    ``report.html``      the report
+    ===================  ========================================================================
+
+    ``metrics.json`` holds ``version`` (1), ``split``, ``samples`` and ``models``: for "teacher" and "student" the keys
+    ``role``, ``class``, ``tasks`` (scores per task), ``fidelity`` (to the teacher, or null), ``cka`` (or null),
+    ``cost``, and, where the recipe asks for more splits, ``splits``: split name -> {``tasks``: as above}.
 
     Args:
         path: The folder.
@@ -42,68 +50,120 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.is_writer = int(os.environ.get("RANK", 0)) == 0  # of several processes only the first writes
+        self._is_new = False
         self._lock = None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def start(self, recipe: Recipe, *, resume: bool) -> Recipe:
-        """Create the folder for a new run, or check that it holds the run to resume; return the recipe to follow."""
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the folder holds a run that can be resumed."""
+        return (self / "recipe.yaml").is_file()
+
+    def open(self, recipe: Recipe, *, resume: bool) -> Recipe:
+        """Create the folder for a new run, or check that it holds the run to resume; return the recipe to follow.
+
+        Only what is measured at the end (``evaluate``) may differ from the run to resume.
+
+        Raises:
+            InputError: The folder is in use, not empty, or holds no run to resume.
+            RecipeError: The run to resume was started with another recipe; names the first field.
+            IntegrityError: The folder cannot be written.
+        """
         if resume:
-            if not (self / "recipe.yaml").is_file():
+            if not self.is_recorded:
                 raise InputError(
                     "there is no run to resume", where=str(self.path), hint="Start it without --resume first."
                 )
             stored = load_recipe(self / "recipe.yaml")
-            _refuse_difference(stored.model_dump(), recipe.model_dump(), "")
             self._take_lock()
-            return stored
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            try:
+                _refuse_difference(_trained_by(stored), _trained_by(recipe), "")
+            except RecipeError:
+                self.release()
+                raise
+            return stored.model_copy(update={"evaluate": recipe.evaluate})
+        if not self.is_writer:
+            return recipe
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("is a file", where=str(self.path), expected="a folder", hint="Choose another with --out.")
+        self._is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if any(entry.name != ".lock" for entry in self.path.iterdir()):
+            self.release()
+            again = "go on with this run: --resume" if self.is_recorded else "empty it"
             raise InputError(
-                "the output folder is not empty",
-                where=str(self.path),
-                hint="Choose another with --out, or go on with this run: --resume.",
+                "the output folder is not empty", where=str(self.path), hint=f"Choose another with --out, or {again}."
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            (self / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        except OSError as error:
-            raise explain_disk(error, self.path) from error
         return recipe
 
-    def _take_lock(self) -> None:
-        if int(os.environ.get("RANK", 0)):
+    def record(self, recipe: Recipe, *, resume: bool) -> None:
+        """Write down recipe and environment."""
+        if not self.is_writer:
             return
-        self._lock = open(self / ".lock", "w")  # noqa: SIM115 - held open for as long as the run lasts
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "another process is running in this folder", where=str(self.path), hint="Choose another with --out."
-            ) from error
+        now = environment(recipe)
+        before = self / "environment.json"
+        if resume and before.is_file():
+            first = read_json(before)
+            now["first_started"] = first.get("first_started") or first.get("started")
+        write_json(before, now)
+        draft = self / "recipe.yaml.tmp"
+        draft.write_text(dump_recipe(recipe), encoding="utf-8")
+        os.replace(draft, self / "recipe.yaml")
+
+    def _take_lock(self) -> None:
+        if not self.is_writer:
+            return
+        while True:
+            self._lock = open(self / ".lock", "w")  # noqa: SIM115 - held open for as long as the run lasts
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                self._lock.close()
+                self._lock = None
+                raise InputError(
+                    "another process is running in this folder", where=str(self.path), hint="Choose another with --out."
+                ) from error
+            if (self / ".lock").exists() and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self / ".lock")):
+                return
+            self._lock.close()  # the run before removed the file between our opening and locking it
 
     def release(self) -> None:
-        """Let others write again."""
+        """Let others write again; a new folder in which nothing was written is removed."""
         if self._lock is not None:
+            (self / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-            (self / ".lock").unlink(missing_ok=True)
+            if self._is_new and not any(path.is_file() for path in self.path.rglob("*")):
+                shutil.rmtree(self.path)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self, stages: int) -> dict[str, Any]:
         """Return {"stage": index of the stage to run, "trained": bool}."""
         path = self / "progress.json"
-        return read_json(path) if path.exists() else {"stage": 0, "trained": False}
+        if not path.exists():
+            return {"stage": 0, "trained": False}
+        state = read_json(path)
+        stage = state.get("stage") if isinstance(state, dict) else None
+        if not isinstance(stage, int) or not 0 <= stage < stages or not isinstance(state.get("trained"), bool):
+            raise IntegrityError("does not fit the recipe", where=str(path), got=state)
+        return state
 
     def set_progress(self, stage: int, trained: bool) -> None:
         """Record where the run is."""
         write_json(self / "progress.json", {"stage": stage, "trained": trained})
 
 
+def _trained_by(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"evaluate"})
+
+
 def _refuse_difference(stored: Any, given: Any, where: str) -> None:
     if isinstance(stored, dict) and isinstance(given, dict):
-        for key in stored:
-            _refuse_difference(stored[key], given.get(key), f"{where}.{key}".lstrip("."))
+        for key in {**stored, **given}:
+            _refuse_difference(stored.get(key), given.get(key), f"{where}.{key}".lstrip("."))
     elif isinstance(stored, list | tuple) and isinstance(given, list | tuple) and len(stored) == len(given):
         for i, (a, b) in enumerate(zip(stored, given)):
             _refuse_difference(a, b, f"{where}[{i}]")
@@ -117,12 +177,20 @@ def _refuse_difference(stored: Any, given: Any, where: str) -> None:
         )
 
 
-def explain_disk(error: OSError, path: Path) -> IntegrityError:
-    """Turn an operating-system error into a message about the folder."""
+def explain_disk(error: Exception, path: Path) -> IntegrityError:
+    """Turn what the operating system or a writer of weights refused into a message about the folder."""
+    number = getattr(error, "errno", None)
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "StreamWriter" in text:
+        message, hint = f"the disk is full ({text})", "Free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        message, hint = f"cannot be written ({text})", "Choose a folder that you may write to"
+    else:
+        message, hint = f"reading or writing failed ({text})", "Check the path and the disk"
     return IntegrityError(
-        f"cannot write ({error.strerror or error})",
-        where=str(error.filename or path),
-        hint="Free space or choose a writable folder; a run that has a checkpoint goes on with --resume.",
+        message,
+        where=str(getattr(error, "filename", None) or path),
+        hint=f"{hint}; a run that has begun goes on with --resume.",
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from potstill.errors import InputError, NumericsError, RecipeError
+from potstill.errors import InputError, NumericsError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
 from potstill.taps import HiddenTaps, Signal, observe
 from potstill.taps.inputs import model_inputs
@@ -97,6 +98,10 @@ class DistillModule(nn.Module):
         taps = list(dict.fromkeys(t for o in chosen for t in o.student_taps))
         return observe(self.student, self._inputs(batch), self._taps, outputs, taps)
 
+    def close(self) -> None:
+        """Take the taps off the student, so that a later stage or the export finds it as it was."""
+        self._taps.remove()
+
     @torch.no_grad()
     def build_parts(self, batch: Mapping[str, Any], signal: Signal | None, *, seed: int = 0) -> None:
         """Probe the student's shapes on one batch and create the parts, seeded apart from the global generator."""
@@ -108,7 +113,8 @@ class DistillModule(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for objective in self.objectives:
-                part = objective.build_part(student, signal)
+                with _placed_at(objective):
+                    part = objective.build_part(student, signal)
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
 
@@ -165,8 +171,9 @@ class DistillModule(nn.Module):
         for objective, weight in active:
             if signal is None and (objective.teacher_outputs or objective.teacher_taps):
                 raise InputError("needs a teacher", where=objective.name, hint="Pass the teacher's signal.")
-            total = objective.total(seen, self.part_of(objective))
-            here = objective.count(batch)
+            with _placed_at(objective):
+                total = objective.total(seen, self.part_of(objective))
+                here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
             output.totals[objective.name], output.counts[objective.name] = total.detach(), here
             output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
@@ -186,6 +193,17 @@ class DistillModule(nn.Module):
         return zero
 
 
+@contextmanager
+def _placed_at(objective: Objective) -> Iterator[None]:
+    """Name the objective in whatever a loss or a projector refuses."""
+    try:
+        yield
+    except PotstillError as error:
+        if not (error.where or "").startswith(objective.name):
+            error.at(objective.name)
+        raise
+
+
 def check_finite(output: DistillOutput, objectives: Iterable[Objective], batch: Mapping[str, Any], step: int) -> None:
     """Raise ``NumericsError`` that names step, term, module and samples if any term is NaN or Inf."""
     if not output.totals or torch.isfinite(torch.stack([t.double() for t in output.totals.values()])).all():
@@ -197,6 +215,6 @@ def check_finite(output: DistillOutput, objectives: Iterable[Objective], batch: 
         f'the term "{bad}" became {output.totals[bad].item()}',
         where=f"step {step}" + (f", module {module}" if module else ""),
         got=f"samples {ids.flatten().tolist()[:16]}" if isinstance(ids, torch.Tensor) else None,
-        hint="Lower train.learning_rate, set train.max_grad_norm, or train in fp32; "
-        "the last checkpoint can be resumed with --resume.",
+        hint="Start again in a new folder with a lower train.learning_rate, with train.max_grad_norm set, or in fp32; "
+        "the checkpoints so far are kept.",
     )

@@ -1,0 +1,163 @@
+"""What can be refused before or right after loading: unknown names and options, data that does not fit a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+import potstill.losses as losses
+from potstill.data.sources import DataSource
+from potstill.errors import PotstillError, RecipeError, suggest
+from potstill.policies import POLICIES
+from potstill.recipe import Recipe
+from potstill.recipe.schema import ObjectiveSection
+from potstill.students import STUDENTS
+
+# Losses that are no function of two tensors, with the fields each needs.
+SPECIAL_LOSSES = {
+    "cross_entropy": ("on", "labels"),
+    "hidden": (),
+    "model_loss": (),
+    "readout": ("tap", "labels"),
+}
+_SPECIAL_OPTIONS = {"cross_entropy": ("label_smoothing",), "readout": ("classes", "rows")}
+_FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
+
+
+def usable_losses() -> list[str]:
+    """Return the losses an objective can name: those that compare one output of the student with the teacher's."""
+    found = []
+    for name in losses.__all__:
+        parameters = inspect.signature(getattr(losses, name)).parameters
+        given = [p.name for p in parameters.values() if p.default is p.empty]
+        if given[:2] == ["student", "teacher"] and set(given[2:]) <= {"target"} and "mask" in parameters:
+            found.append(name)
+    return found
+
+
+def check_names(recipe: Recipe) -> None:
+    """Refuse unknown losses, policies, builders and options, and fields that are missing; nothing is loaded.
+
+    Raises:
+        RecipeError: With the path of the field.
+    """
+    for i, section in enumerate(recipe.objectives):
+        _check_objective(section, f"objectives[{i}]")
+    if recipe.teacher is None:
+        for i, section in enumerate(recipe.objectives):
+            if section.loss not in ("cross_entropy", "model_loss", "readout"):
+                raise RecipeError(
+                    f'"{section.loss}" compares with a teacher, but the recipe names none',
+                    where=f"objectives[{i}].loss",
+                    hint='Give teacher: {model: ...}, or train on labels: "cross_entropy", "model_loss".',
+                )
+    if recipe.policy is not None:
+        policy = POLICIES.get(recipe.policy.name, "policy.name")
+        known = set(inspect.signature(policy).parameters) - {"arms", "seed"}
+        _check_options(recipe.policy.options, known | set(type(recipe.policy).model_fields), "policy")
+        if not any(o.loss == "hidden" for o in recipe.objectives):
+            raise RecipeError(
+                "there is no module to choose among", where="policy", hint='Add an objective with loss: "hidden".'
+            )
+    builder = STUDENTS.get(recipe.student.builder, "student.builder")
+    known = set(list(inspect.signature(builder).parameters)[1:]) - {"data_fields"}
+    _check_options(recipe.student.options, known, "student")
+    if recipe.teacher is None and recipe.student.builder in ("depth", "width", "config"):
+        raise RecipeError(
+            f'the builder "{recipe.student.builder}" makes a student from the teacher, but there is none',
+            where="student.builder",
+            hint='Name a teacher, or use builder: "new".',
+        )
+
+
+def _check_objective(section: ObjectiveSection, where: str) -> None:
+    name = section.loss
+    if name in SPECIAL_LOSSES:
+        needed, options = SPECIAL_LOSSES[name], set(_SPECIAL_OPTIONS.get(name, ()))
+    else:
+        known = usable_losses()
+        if name not in known:
+            raise RecipeError(
+                f'unknown loss "{name}"', where=f"{where}.loss", hint=suggest(name, [*known, *SPECIAL_LOSSES])
+            )
+        parameters = inspect.signature(getattr(losses, name)).parameters
+        needed = ("on", "labels") if "target" in parameters else ("on",)
+        options = set(parameters) - set(_FILLED_IN)
+    for field in needed:
+        if getattr(section, field) is None:
+            raise RecipeError(f'is missing: the loss "{name}" needs it', where=f"{where}.{field}")
+    for key in section.options:
+        if key not in options:
+            hint = suggest(key, options | set(type(section).model_fields))
+            raise RecipeError(f'the loss "{name}" has no such option', where=f"{where}.{key}", hint=hint)
+
+
+def _check_options(options: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in options:
+        if key not in known:
+            raise RecipeError("there is no such option", where=f"{where}.{key}", hint=suggest(key, known))
+
+
+def check_splits(recipe: Recipe, source: DataSource) -> None:
+    """Refuse a split that does not exist or holds nothing, before hours of training and not after."""
+    section = recipe.evaluate
+    rows = len(source.split("train"))
+    if rows < recipe.train.batch_size:
+        raise RecipeError(
+            "there are fewer training samples than one batch holds",
+            where="train.batch_size",
+            expected=f"at most {rows}",
+            got=recipe.train.batch_size,
+        )
+    asked = [("evaluate.split", section.split)] + [(f"evaluate.splits[{i}]", s) for i, s in enumerate(section.splits)]
+    for where, name in asked:
+        try:
+            data = source.split(name, section.samples)
+        except PotstillError as error:
+            error.where = where
+            raise
+        if len(data) == 0:
+            raise RecipeError(f'the split "{name}" holds no sample', where=where)
+
+
+def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
+    """Refuse a model that was made for other data: smaller vocabulary, other classes, other picture size.
+
+    Raises:
+        RecipeError: At ``teacher`` or ``student``, naming the field.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    sections = [config] + [s for k in ("text_config", "vision_config") if (s := getattr(config, k, None)) is not None]
+    is_classifier = "Classification" in type(model).__name__
+    for field, wanted in source.model_fields.items():
+        has = next((v for s in sections if (v := getattr(s, field, None)) is not None), None)
+        if has is None:
+            continue
+        if field == "task_labels":
+            for task in has:
+                if task in wanted and list(has[task]) != list(wanted[task]):
+                    raise _other_data(role, f"{field}.{task}", wanted[task], has[task])
+        elif (
+            (field == "vocab_size" and has < wanted)
+            or (field == "image_size" and has != wanted)
+            or (field == "num_labels" and is_classifier and has < wanted)
+        ):
+            raise _other_data(role, field, wanted, has)
+
+
+def _other_data(role: str, field: str, wanted: Any, has: Any) -> RecipeError:
+    def short(value: Any) -> str:
+        return f"{len(value)} classes, {value[0]} … {value[-1]}" if isinstance(value, list | tuple) else str(value)
+
+    return RecipeError(
+        f"the {role} was made for other data: its {field} does not fit",
+        where=role if role == "student" else "teacher.model",
+        expected=f"{short(wanted)}, as the data has",
+        got=short(has),
+        hint=f"Choose data options that the {role} was trained with, or another {role}.",
+    )

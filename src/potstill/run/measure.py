@@ -1,0 +1,137 @@
+"""The end of a run: export the student, measure teacher and student, write samples and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from potstill.data.sources import DataSource
+from potstill.evaluate import evaluate_tasks, measure, sample_answers
+from potstill.export import export_student
+from potstill.models.load import load_model
+from potstill.recipe import Recipe, load_recipe
+from potstill.report import build_report
+from potstill.run.build import build_source
+from potstill.run.check import check_fit, check_splits
+from potstill.run.folder import RunFolder
+from potstill.run.prepare import Prepared
+from potstill.run.watch import Progress
+from potstill.train.checkpoint import read_json, write_json
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Where everything lies.
+        student: The trained student.
+        metrics: The content of ``metrics.json``; empty on all processes but the first.
+    """
+
+    folder: Path
+    student: nn.Module
+    metrics: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+
+def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progress) -> Run:
+    """Export, measure and report, on the first process. Can be repeated: everything is written anew."""
+    if not folder.is_writer:
+        return Run(folder.path, built.student, {})
+    device = built.trainer.args.device
+    student = built.student.requires_grad_(True).eval()
+    progress({"event": "measure", "what": "export"})
+    example = built.source.collator([built.source.split("train")[i] for i in range(2)])
+    export_student(student, folder / "student", processor=built.source.processor, batch=example, overwrite=True)
+    write_json(folder / "metrics.json", _metrics(recipe, built, progress))
+    if recipe.evaluate.shown:
+        models = {"teacher": built.teacher, "student": student}
+        shown = sample_answers(
+            {k: m for k, m in models.items() if m is not None},
+            built.source.split(recipe.evaluate.split, recipe.evaluate.samples),
+            built.source.collator,
+            n=recipe.evaluate.shown,
+            inputs=built.recipe.inputs,
+        )
+        write_json(folder / "samples.json", shown)
+    student.to(device)
+    build_report(folder.path)
+    progress({"event": "done", "folder": str(folder.path)})
+    return Run(folder.path, student, read_json(folder / "metrics.json"))
+
+
+def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, Any]:
+    section, source = recipe.evaluate, built.source
+    common = {"batch_size": section.batch_size, "max_samples": section.samples, "inputs": built.recipe.inputs}
+    data = {"dataset": source.split(section.split, section.samples), "collator": source.collator}
+    pairs = [(m["name"], p["student"], p["teacher"]) for m in built.plan["modules"] for p in m["pairs"]]
+    models = {}
+    if built.teacher is not None:
+        progress({"event": "measure", "what": "teacher"})
+        models["teacher"] = measure(built.teacher, role="teacher", **data, **common)
+    progress({"event": "measure", "what": "student"})
+    models["student"] = measure(
+        built.student, role="student", teacher=built.teacher, pairs=pairs or None, **data, **common
+    )
+    for name, model in (("teacher", built.teacher), ("student", built.student)):
+        for split in section.splits if model is not None else ():
+            progress({"event": "measure", "what": f"{name} on {split}"})
+            dataset = source.split(split, section.samples)
+            scores = evaluate_tasks(model, dataset, source.collator, **common)
+            models[name].setdefault("splits", {})[split] = {"tasks": scores}
+    return {"version": 1, "split": section.split, "samples": section.samples, "models": models}
+
+
+def evaluate_model(
+    model: str | Path,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "optima-scenes",
+    *,
+    teacher: str | Path | None = None,
+    split: str | None = None,
+    samples: int | None = None,
+    overrides: Sequence[str] = (),
+    source: DataSource | None = None,
+) -> dict[str, Any]:
+    """Measure a saved model on the data of a recipe; with a teacher also its fidelity.
+
+    Args:
+        model: Folder, packaged name or hub name.
+        recipe: Whose data and ``evaluate`` section to use.
+        teacher: The model to be like.
+        split: In place of the recipe's.
+        samples: In place of the recipe's.
+        overrides: ``"data.image_size=48"``.
+        source: Data made in Python, in place of what the recipe names.
+
+    Returns:
+        The entry of one model as in ``metrics.json``.
+    """
+    changed = [f"evaluate.{k}={v}" for k, v in (("split", split), ("samples", samples)) if v is not None]
+    recipe = load_recipe(recipe, [*overrides, *changed])
+    section = recipe.evaluate
+    source = build_source(recipe) if source is None else source
+    check_splits(recipe, source)
+    loaded = load_model(model, where="model")
+    check_fit(loaded, "model", source)
+    teacher_loaded = load_model(teacher, where="teacher") if teacher else None
+    if teacher_loaded is not None:
+        check_fit(teacher_loaded, "teacher", source)
+    return measure(
+        loaded,
+        role="student",
+        teacher=teacher_loaded,
+        dataset=source.split(section.split, section.samples),
+        collator=source.collator,
+        batch_size=section.batch_size,
+        max_samples=section.samples,
+        inputs=recipe.inputs,
+    )

@@ -1,0 +1,209 @@
+"""Build everything a stage needs and probe it on one batch, without writing anything."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from potstill.data.sources import DataSource
+from potstill.errors import InputError, PotstillError, RecipeError
+from potstill.objectives import Objective
+from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.schema import DataSection
+from potstill.run.build import (
+    build_arguments,
+    build_modules,
+    build_objectives,
+    build_policy,
+    build_source,
+    build_student,
+    build_teacher,
+    freeze,
+)
+from potstill.run.check import check_fit, check_names, check_splits
+from potstill.run.planning import make_plan
+from potstill.teachers import LiveTeacher
+from potstill.train import DistillationTrainer, DistillModule
+
+GIVEN = "given in Python"
+"""What a recipe names as its data source if the source was passed as an object."""
+
+
+@dataclass
+class Prepared:
+    """One stage, built and probed, ready to train.
+
+    Attributes:
+        recipe: The stage's recipe.
+        source: Its data.
+        student: What is trained.
+        teacher: The model that teaches, or None.
+        trainer: Ready to train.
+        plan: What ``plan.json`` says.
+    """
+
+    recipe: Recipe
+    source: DataSource
+    student: nn.Module
+    teacher: nn.Module | None
+    trainer: DistillationTrainer
+    plan: dict[str, Any]
+
+    def close(self) -> None:
+        """Take all taps off student and teacher."""
+        self.trainer.model.close()
+        if self.trainer.teacher is not None:
+            self.trainer.teacher.close()
+
+
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    source: DataSource | None = None,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    history: Path | None = None,
+    stage: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Prepared:
+    """Build everything a stage needs and probe it on one batch; nothing is written.
+
+    Args:
+        recipe: The stage's recipe (without stages).
+        folder: Where checkpoints will go.
+        source: The data; None = build what the recipe names.
+        student: The student of the stage before; None = build it.
+        teacher: The teacher, if it is loaded already.
+        history: File for the history.
+        stage: Name of the stage in the history.
+        callbacks: Further callbacks of the Trainer.
+
+    Raises:
+        PotstillError: Whatever does not fit, with the path of the field. What can be refused without loading a model
+            is refused first.
+    """
+    check_names(recipe)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    source = build_source(recipe) if source is None else source
+    check_splits(recipe, source)
+    teacher = None if recipe.teacher is None else (build_teacher(recipe) if teacher is None else teacher)
+    if teacher is not None:
+        check_fit(teacher, "teacher", source)
+    student = build_student(recipe, teacher, source) if student is None else student
+    check_fit(student, "student", source)
+    freeze(student, recipe.freeze)
+    modules = build_modules(recipe, student, teacher)
+    dataset = source.split("train")
+    batch = source.collator([dataset[0], dataset[min(1, len(dataset) - 1)]])
+    by_section = build_objectives(recipe, student, modules, batch)
+    with _placed(recipe, by_section):
+        module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
+    policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
+    if recipe.train.gradient_checkpointing:
+        if not hasattr(student, "gradient_checkpointing_enable"):
+            raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    live = None
+    if teacher is not None:
+        live = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=recipe.inputs)
+    with _placed(recipe, by_section):
+        trainer = DistillationTrainer(
+            module,
+            teacher=live,
+            policy=policy,
+            args=build_arguments(
+                recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
+            ),
+            train_dataset=dataset,
+            data_collator=source.collator,
+            history=history,
+            stage=stage,
+            callbacks=list(callbacks),
+        )
+    plan = make_plan(recipe, source, student, teacher, modules, trainer)
+    return Prepared(recipe, source, student, teacher, trainer, plan)
+
+
+class Teachers:
+    """Keeps the last teacher, so that stages with the same one load it once."""
+
+    def __init__(self):
+        self._section: Any = None
+        self._model: nn.Module | None = None
+
+    def get(self, recipe: Recipe) -> nn.Module | None:
+        """Return the teacher if it is the one kept, else None: it has to be loaded."""
+        return self._model if self._model is not None and recipe.teacher == self._section else None
+
+    def keep(self, built: Prepared) -> None:
+        """Keep the teacher of a stage."""
+        if built.teacher is not None:
+            self._section, self._model = built.recipe.teacher, built.teacher
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    source: DataSource | None = None,
+) -> list[dict[str, Any]]:
+    """Return the plan of every stage of a recipe without training or writing anything.
+
+    Args:
+        recipe: Path, name of a packaged recipe, mapping or ``Recipe``.
+        overrides: ``"train.steps=100"``.
+        source: Data made in Python, in place of what the recipe names.
+    """
+    plans, student, teachers = [], None, Teachers()
+    # The Trainer makes its output folder at once, and a plan is to leave nothing behind.
+    with tempfile.TemporaryDirectory(prefix="potstill-plan-") as folder:
+        for name, stage in with_source(load_recipe(recipe, overrides), source).staged():
+            built = prepare(
+                stage, Path(folder), source=source, student=student, teacher=teachers.get(stage), stage=name
+            )
+            built.close()
+            student = built.student
+            teachers.keep(built)
+            plans.append(built.plan)
+    return plans
+
+
+def with_source(recipe: Recipe, source: DataSource | None) -> Recipe:
+    """Return the recipe as it is to be written down: its data section says so if the data was given in Python."""
+    if source is None:
+        return recipe
+    for i, stage in enumerate(recipe.stages or ()):
+        if stage.data is not None:
+            raise RecipeError("the data was given in Python, once for all stages", where=f"stages[{i}].data")
+    return recipe.model_copy(update={"data": DataSection(source=GIVEN)})
+
+
+@contextmanager
+def _placed(recipe: Recipe, by_section: Mapping[str, Sequence[Objective]]) -> Iterator[None]:
+    """Say of an objective's error, which knows its own name, where in the recipe it stands."""
+    try:
+        yield
+    except PotstillError as error:
+        where = error.where or ""
+        for (place, objectives), section in zip(by_section.items(), recipe.objectives):
+            for one in objectives:
+                if where == one.name or where.startswith(f"{one.name}."):
+                    rest = where[len(one.name) :].strip(".")
+                    error.where = f"{place}.projector" if rest == "projector" else place
+                    raise
+                for field, names in (("on", one.student_outputs), ("teacher_on", one.teacher_outputs)):
+                    if where in [f'output "{name}"' for name in names]:
+                        is_own = field == "teacher_on" and section.teacher_on is not None
+                        error.where = f"{place}.teacher_on" if is_own else f"{place}.on"
+                        raise
+        raise
