@@ -120,7 +120,7 @@ def test_no_hook_stays_on_the_student(finished):
 
 
 def test_events_tell_a_display_everything(finished):
-    run, events, _ = finished
+    _, events, _ = finished
     kinds = [event["event"] for event in events]
     assert kinds[0] == "plan"
     assert kinds[1:13] == ["step"] * 12

@@ -24,7 +24,7 @@ TEACH = (
 )
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -36,7 +36,7 @@ def killer(step, how, stage=0):
         seen["stages"] += event["event"] == "plan"
         if event["event"] == "step" and event["step"] == step and seen["stages"] == stage + 1:
             if how == "crash":
-                raise Crash
+                raise CrashError
             os.kill(os.getpid(), how)
 
     return progress
@@ -64,7 +64,7 @@ def straight(tmp_path_factory, coca_teacher):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, "crash"])
 def test_an_interrupted_run_ends_like_the_straight_one(tmp_path, straight, how):
     folder, overrides = straight
-    with pytest.raises(Crash if how == "crash" else Interrupted) as error:
+    with pytest.raises(CrashError if how == "crash" else Interrupted) as error:
         distill("optima-scenes", tmp_path / "run", overrides=overrides, progress=killer(5, how))
     if how != "crash":
         assert error.value.exit_code == 130
@@ -81,7 +81,7 @@ def test_an_interrupted_run_ends_like_the_straight_one(tmp_path, straight, how):
 
 def test_a_run_that_fails_before_its_first_checkpoint_starts_over(tmp_path, straight):
     folder, overrides = straight
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         distill("optima-scenes", tmp_path / "run", overrides=overrides, progress=killer(1, "crash"))
     events = []
     distill("optima-scenes", tmp_path / "run", overrides=overrides, resume=True, progress=events.append)
@@ -91,7 +91,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_starts_over(tmp_path, stra
 
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, straight):
     folder, overrides = straight
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         distill("optima-scenes", tmp_path / "run", overrides=overrides, progress=killer(7, "crash"))
     newest = tmp_path / "run" / "checkpoints" / "checkpoint-6"
     (newest / "student.safetensors").write_bytes(b"half")
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, straight):
 
 def test_a_run_without_any_whole_checkpoint_says_why(tmp_path, straight):
     _, overrides = straight
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         distill("optima-scenes", tmp_path / "run", overrides=overrides, progress=killer(4, "crash"))
     (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match=r"no checkpoint can be resumed: .*manifest\.json.* missing"):
