@@ -21,8 +21,10 @@ def build_scenes(
     min_objects: int = 1,
     max_objects: int = 4,
     vendors: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None,
     languages: Sequence[str] = ("en",),
     masks: bool = False,
+    phrases: bool = False,
     max_tokens: int = 40,
     size: int | None = None,
     seed: int = 0,
@@ -39,14 +41,17 @@ def build_scenes(
         "concepts": concepts,
         "min_objects": min_objects,
         "max_objects": max_objects,
+        "kinds": kinds,
         "masks": masks,
+        "phrases": phrases,
     }
 
     def make(split: str, length: int | None) -> SceneDataset:
         if split == "train":
             return SceneDataset("train", tasks, length or size, vendors=vendors, languages=languages, **common)
-        asked: dict[str, Any] = dict(common, masks=False, seed=EVALUATION_SEED)
+        asked: dict[str, Any] = dict(common, masks=False, phrases=False, seed=EVALUATION_SEED)
         if split == "heldout_language":
+            asked["kinds"] = None
             return SceneDataset(split, ("caption",), length, vendors=vendors, **asked)
         return SceneDataset(split, tasks, length, vendors=vendors if split == "test" else None, **asked)
 

@@ -1,5 +1,6 @@
 """Objectives: a loss, where it reads its tensors, its trainable part, its module and its weight."""
 
+from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, Objective, Seen, Where
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
@@ -13,5 +14,6 @@ __all__ = [
     "OutputObjective",
     "ReadoutObjective",
     "Seen",
+    "SupervisedAttentionObjective",
     "Where",
 ]

@@ -94,15 +94,16 @@ class HiddenObjective(Objective):
 
 
 class ReadoutObjective(Objective):
-    """Cross-entropy of a linear read-out of hidden states with dense labels: a way to warm up an encoder.
+    """Cross-entropy of a linear read-out of hidden states with dense labels: a way to warm up a module.
 
     The read-out is a part: trained along, never exported. Label maps larger than the grid of tokens are reduced to it:
     a cell counts if a quarter of its pixels have a label, and of several labels it takes the largest.
 
     Args:
         name: Its name in logs.
-        tap: Hidden states ``[N, T, D]`` with T = rows x columns of the grid.
-        labels: Batch key, ``[B, I, H, W]`` or ``[N, H, W]``, -100 = does not count.
+        tap: Hidden states ``[N, T, D]``; for label maps T = rows x columns of the grid.
+        labels: Batch key of one label for each token, ``[N, T]``, or of label maps, ``[B, I, H, W]`` or
+            ``[N, H, W]``; -100 = does not count.
         classes: Number of classes.
         rows: Batch key of the mask that says which of the ``B x I`` images exist.
     """
@@ -114,19 +115,15 @@ class ReadoutObjective(Objective):
         super().__init__(name, weight=weight)
         self.tap, self.labels, self.classes, self.rows = tap, labels, classes, rows
         self.student_taps = (tap,)
-        self._grid: tuple[int, int] | None = None
+        self._tokens: int | None = None
 
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module:
         """Return the linear read-out."""
-        tokens, width = student.hidden[self.tap].shape[-2:]
-        side = round(tokens**0.5)
-        if side * side != tokens:
-            raise RecipeError("the tapped tokens form no square grid", where=f"{self.name}.tap", got=f"{tokens} tokens")
-        self._grid = (side, side)
+        self._tokens, width = student.hidden[self.tap].shape[-2:]
         return nn.Linear(width, self.classes)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Count the cells that have a label."""
+        """Count the tokens that have a label."""
         return (self._cells(batch) != IGNORE_INDEX).sum(dtype=torch.float64)
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
@@ -138,9 +135,14 @@ class ReadoutObjective(Objective):
 
     def _cells(self, batch: Mapping[str, Any]) -> torch.Tensor:
         maps = batch[self.labels]
+        if maps.ndim == 2:
+            return maps
         maps = maps[batch[self.rows] != 0] if self.rows else maps.flatten(0, -3)
         n, height, width = maps.shape
-        rows, columns = self._grid
+        side = round(self._tokens**0.5)
+        if side * side != self._tokens:
+            raise RecipeError("the tapped tokens form no square grid", where=self.name, got=f"{self._tokens} tokens")
+        rows, columns = side, side
         if height % rows or width % columns:
             raise RecipeError(
                 f"a {height}x{width} label map cannot be cut into {rows}x{columns} cells", where=self.name

@@ -70,7 +70,9 @@ class ModuleSection(Section):
 class ObjectiveSection(OpenSection):
     """One term of the loss, with the options of its loss."""
 
-    loss: str = Field(description='A loss by name, "cross_entropy", "model_loss", "hidden" or "readout".')
+    loss: str = Field(
+        description='A loss by name, "cross_entropy", "model_loss", "hidden", "readout" or "supervised_attention".'
+    )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     on: str | None = Field(None, description="Output of the student, dotted: logits, task_logits.vqa.")
@@ -80,7 +82,7 @@ class ObjectiveSection(OpenSection):
     shift: bool = Field(False, description="Compare position t with label t+1 (causal models).")
     modules: list[str] | Literal["all"] | None = Field(None, description='For "hidden": which modules.')
     projector: str = Field("auto", description='For "hidden": auto, linear, mlp or none.')
-    tap: str | None = Field(None, description='For "readout": the tapped module.')
+    tap: str | None = Field(None, description='For "readout" and "supervised_attention": the tapped module.')
 
 
 class PolicySection(OpenSection):

@@ -25,6 +25,7 @@ from potstill.objectives import (
     Objective,
     OutputObjective,
     ReadoutObjective,
+    SupervisedAttentionObjective,
     Where,
 )
 from potstill.policies import POLICIES, make_arms
@@ -122,10 +123,11 @@ def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule]
         return _hidden(section, modules, where)
     if section.loss == "model_loss":
         return [ModelLossObjective(section.name or "model_loss", **weight)]
-    if section.loss == "readout":
-        given = (section.name or "readout", section.tap, section.labels)
+    if section.loss in ("readout", "supervised_attention"):
+        objective = ReadoutObjective if section.loss == "readout" else SupervisedAttentionObjective
+        given = (section.name or section.loss, section.tap, section.labels)
         names = ("name", "tap", "labels")
-        return [call_with_options(ReadoutObjective, section.options, where, *given, given=names, **weight)]
+        return [call_with_options(objective, section.options, where, *given, given=names, **weight)]
     name = section.name or section.on.rpartition(".")[2]
     if section.loss == "cross_entropy":
         given, names = (name, section.on, section.labels), ("name", "on", "labels")

@@ -22,8 +22,14 @@ SPECIAL_LOSSES = {
     "hidden": (),
     "model_loss": (),
     "readout": ("tap", "labels"),
+    "supervised_attention": ("tap", "labels"),
 }
-_SPECIAL_OPTIONS = {"cross_entropy": ("label_smoothing",), "readout": ("classes", "rows")}
+LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention")
+_SPECIAL_OPTIONS = {
+    "cross_entropy": ("label_smoothing",),
+    "readout": ("classes", "rows"),
+    "supervised_attention": ("grid", "heads", "supervised"),
+}
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
 
 
@@ -48,7 +54,7 @@ def check_names(recipe: Recipe) -> None:
         _check_objective(section, f"objectives[{i}]")
     if recipe.teacher is None:
         for i, section in enumerate(recipe.objectives):
-            if section.loss not in ("cross_entropy", "model_loss", "readout"):
+            if section.loss not in LABEL_LOSSES:
                 raise RecipeError(
                     f'"{section.loss}" compares with a teacher, but the recipe names none',
                     where=f"objectives[{i}].loss",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import InputError, ShapeError
@@ -24,7 +25,9 @@ class SceneCollator:
         ``input_ids``, ``attention_mask`` long ``[B, T]``: ``[BOS] words`` for a caption, ``[BOS] words [EOS]`` else;
         ``caption_labels`` long ``[B, T]``: the token to predict at each place, -100 outside captions;
         ``vqa_labels``, ``entailment_labels``, ``nlvr2_labels`` long ``[B]``, -100 in rows of another task;
-        ``sample_id`` long ``[B]``; ``concept_map`` long ``[B, I, H, W]`` if the samples carry one, -100 = background.
+        ``sample_id`` long ``[B]``; ``concept_map`` long ``[B, I, H, W]`` if the samples carry one, -100 = background;
+        ``phrase_places`` long ``[B, T]`` if the samples carry phrases: at the last token of each, its quadrants as a
+        sum of 1, 2, 4 and 8, -100 elsewhere.
 
     Rows of "retrieval" and "segmentation" carry no labels of their own. "translation" has no place in this batch.
 
@@ -81,7 +84,8 @@ class SceneCollator:
         tokenizer = self.tokenizer
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         rows, targets = [], []
-        for sample, words in zip(samples, self._encode([sample["text"] for sample in samples])):
+        encoded = self._encode([sample["text"] for sample in samples])
+        for sample, words in zip(samples, (one.ids for one in encoded)):
             if sample["task"] == "caption":
                 rows.append([bos, *words])
                 targets.append([*words, eos])
@@ -105,23 +109,25 @@ class SceneCollator:
             ids[place, : len(row)] = row
             attention[place, : len(row)] = 1
             labels[place, : len(target)] = target
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(attention),
-            "caption_labels": torch.from_numpy(labels),
-        }
+        texts = {"input_ids": ids, "attention_mask": attention, "caption_labels": labels}
+        if all("phrases" in sample for sample in samples):
+            places = np.full((len(rows), longest), IGNORED, dtype=np.int64)
+            for row, (sample, one) in enumerate(zip(samples, encoded)):
+                for end, quadrants in sample["phrases"]:
+                    places[row, one.char_to_token(end - 1) + 1] = quadrants  # + 1: BOS
+            texts["phrase_places"] = places
+        return {key: torch.from_numpy(value) for key, value in texts.items()}
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[Encoding]:
         encoded = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
-        rows = [one.ids for one in encoded]
-        for text, row in zip(texts, rows):
-            if unknown in row:
+        for text, one in zip(texts, encoded):
+            if unknown in one.ids:
                 raise InputError(
                     f'text has words outside the vocabulary: "{text}"',
                     hint="Build the tokenizer with the dataset's number of concepts and languages.",
                 )
-        return rows
+        return encoded
 
     def _labels(self, task: str, samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         labels = [sample["label"] if sample["task"] == task else IGNORED for sample in samples]

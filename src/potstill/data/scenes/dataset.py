@@ -18,6 +18,7 @@ from potstill.data.scenes.splits import get_split, heldout_partners
 from potstill.data.scenes.wording import (
     ENTAILMENT_LABELS,
     NLVR2_LABELS,
+    PhraseFinder,
     caption,
     check_languages,
     closed_answers,
@@ -26,7 +27,8 @@ from potstill.data.scenes.wording import (
 from potstill.data.scenes.world import World
 from potstill.errors import InputError, suggest
 
-TASKS = ("caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation")
+TASKS = ("caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation", "grounding")
+_GROUNDING_WORDS = 28  # words and commas of a list of names: with the longest name still a row of 32 tokens
 
 
 class SceneDataset(Dataset):
@@ -37,7 +39,8 @@ class SceneDataset(Dataset):
 
     Args:
         split: "train", "validation", "test", "heldout_vendor", "heldout_pairs" or "heldout_language".
-        tasks: Of "caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation"; every run of
+        tasks: Of "caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation", "grounding" (a
+            list of names, some of them seen in the picture; what each points at is in ``phrases``); every run of
             ``len(tasks)`` samples holds each entry once, in random order. Name a task twice to get more of it. None =
             the split's own (the first four; retrieval and translation for "heldout_language").
         size: Number of samples; None = 1,000,000 for train, 2,000 else.
@@ -47,9 +50,12 @@ class SceneDataset(Dataset):
         min_objects: Fewest things in a picture.
         max_objects: Most things in a picture, 1 to 4.
         vendors: Drawing styles; None = the split's own.
+        kinds: Of the questions, claims and picture pairs those that occur, such as ("where", "exists"); None = all.
         languages: Languages of captions, retrieval and translation; None = the split's own (("en",), but ("es",) for
             "heldout_language"). Questions and claims are English.
         masks: Also give ``masks`` and ``concept_map`` for every sample.
+        phrases: Also give ``phrases``: what the names in a sentence about one picture point at. Always with the task
+            "grounding".
         extra_packs: Folders with further vendors (see ``tools/build_scene_pack.py``).
 
     Attributes:
@@ -61,7 +67,9 @@ class SceneDataset(Dataset):
         ``task``, ``kind`` (question or template), ``index``, ``language``; ``images`` uint8 ``[I, H, W, 3]`` (I = 2 for
         nlvr2, else 1); ``text`` (question, claim, or caption); ``truth`` (the right answer, or the caption again);
         ``label`` (class number, -100 where there is none); ``scenes`` (one record for each image); with masks also
-        ``masks`` uint8 ``[I, H, W]`` and ``concept_map`` int16 ``[I, H, W]``.
+        ``masks`` uint8 ``[I, H, W]`` and ``concept_map`` int16 ``[I, H, W]``; with phrases also ``phrases``: for each
+        name of a thing or kind, where in the text it ends and in which quadrants such things are seen, as a sum of
+        1, 2, 4 and 8 in reading order (0 = in none). English, one picture; elsewhere the list is empty.
 
     Raises:
         InputError: if an argument is out of range or names something unknown.
@@ -81,8 +89,10 @@ class SceneDataset(Dataset):
         min_objects: int = 1,
         max_objects: int = 4,
         vendors: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
         languages: Sequence[str] | None = None,
         masks: bool = False,
+        phrases: bool = False,
         extra_packs: Sequence[str | Path] = (),
     ):
         self.split = get_split(split)
@@ -100,17 +110,18 @@ class SceneDataset(Dataset):
         self.world = World(pack, self.concepts, self.vendors, builder)
         self.painter = Painter(pack, concepts, self.vendors, image_size)
         self.answers = closed_answers(self.concepts)
+        self._finder = PhraseFinder(self.concepts)
+        self._give_phrases = phrases or "grounding" in self.tasks
         self.task_labels = {
             "vqa": self.answers,
             "entailment": list(ENTAILMENT_LABELS),
             "nlvr2": list(NLVR2_LABELS),
         }
         self._answer_numbers = {answer: number for number, answer in enumerate(self.answers)}
-        self._pair_kinds = tuple(
-            kind
-            for kind in nlvr2.KINDS
-            if builder.min_objects < builder.max_objects or kind not in nlvr2.COMPARES_NUMBERS
-        )
+        has_numbers = builder.min_objects < builder.max_objects
+        pairs = [kind for kind in nlvr2.KINDS if has_numbers or kind not in nlvr2.COMPARES_NUMBERS]
+        mixes = {"vqa": vqa.KIND_NAMES, "entailment": entailment.KIND_MIX, "nlvr2": pairs}
+        self._kinds = _choose_kinds(mixes, kinds, self.tasks)
         self._scene_key = make_key("scene", self.split.name, seed)
         self._order_key = make_key("order", self.split.name, seed)
         self._makers: dict[str, Callable[[Draws], dict[str, Any]]] = {
@@ -130,6 +141,8 @@ class SceneDataset(Dataset):
         for index, task, draws in zip(indices, self.tasks_of(indices), draws_for(self._scene_key, indices)):
             sample = self._makers[task](draws)
             sample["task"], sample["index"] = task, index
+            if self._give_phrases:
+                sample["phrases"] = self._phrases(sample)
             samples.append(sample)
         pictures = self.painter.paint([scene for sample in samples for scene in sample["scenes"]])
         start = 0
@@ -151,6 +164,16 @@ class SceneDataset(Dataset):
         runs = draws_for(self._order_key, [index // number for index in indices])
         return [run.shuffled(self.tasks)[index % number] for run, index in zip(runs, indices)]
 
+    def _phrases(self, sample: dict[str, Any]) -> list[tuple[int, int]]:
+        # A colour can have a thing's name ("orange"), so claims about colours are left out.
+        if len(sample["scenes"]) > 1 or sample["language"] != "en" or sample["kind"] == "colour":
+            return []
+        seen = sample["scenes"][0].visible
+        return [
+            (end, sum(1 << cell for cell in {t.cell for t in seen if t.concept in members}))
+            for end, members in self._finder(sample["text"])
+        ]
+
     def _check_index(self, index: int) -> int:
         index = operator.index(index)
         if index < 0:
@@ -168,17 +191,17 @@ class SceneDataset(Dataset):
         return _sample(language, "caption", (scene,), text, text, -100)
 
     def _make_vqa(self, draws: Draws) -> dict[str, Any]:
-        kind = draws.pick(vqa.KIND_NAMES)
+        kind = draws.pick(self._kinds["vqa"])
         scene, question, answer = vqa.KINDS[kind](draws, self.world)
         return _sample("en", kind, (scene,), question, answer, self._answer_numbers[answer])
 
     def _make_entailment(self, draws: Draws) -> dict[str, Any]:
-        kind = draws.pick(entailment.KIND_MIX)
+        kind = draws.pick(self._kinds["entailment"])
         scene, claim, label = entailment.KINDS[kind](draws, self.world)
         return _sample("en", kind, (scene,), claim, ENTAILMENT_LABELS[label], label)
 
     def _make_nlvr2(self, draws: Draws) -> dict[str, Any]:
-        kind = draws.pick(self._pair_kinds)
+        kind = draws.pick(self._kinds["nlvr2"])
         pair, sentence, label = nlvr2.KINDS[kind](draws, self.world)
         return _sample("en", kind, pair, sentence, NLVR2_LABELS[label], label)
 
@@ -197,6 +220,18 @@ class SceneDataset(Dataset):
     def _make_segmentation(self, draws: Draws) -> dict[str, Any]:
         scene = self.world.builder.build(draws)
         return _sample("en", "segmentation", (scene,), "", "", -100)
+
+    def _make_grounding(self, draws: Draws) -> dict[str, Any]:
+        scene = self.world.builder.build(draws)
+        chosen = {p for t in scene.visible for p in draws.shuffled(self._finder.names_of[t.concept])[:2]}
+        words = sum(len(phrase.split()) for phrase in chosen)
+        while words + len(chosen) < _GROUNDING_WORDS:
+            phrase = draws.pick(self._finder.phrases)
+            words += len(phrase.split()) if phrase not in chosen else 0
+            chosen.add(phrase)
+        text = ", ".join(draws.shuffled(sorted(chosen)))
+        truth = ", ".join(dict.fromkeys(self.concepts[t.concept].name for t in scene.visible))
+        return _sample("en", "grounding", (scene,), text, truth, -100)
 
 
 def _sample(language: str, kind: str, scenes: tuple[Scene, ...], text: str, truth: str, label: int) -> dict[str, Any]:
@@ -220,6 +255,26 @@ def _check_tasks(tasks: Sequence[str], split: str) -> tuple[str, ...]:
                 hint="Use another split, or leave tasks out to get the split's own.",
             )
     return tasks
+
+
+def _choose_kinds(
+    mixes: dict[str, Sequence[str]], kinds: Sequence[str] | None, tasks: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return for every task with kinds those to draw from, as often as the task's own mix has them."""
+    if kinds is None:
+        return {task: tuple(mix) for task, mix in mixes.items()}
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    known = list(dict.fromkeys(kind for mix in mixes.values() for kind in mix))
+    for kind in kinds:
+        if kind not in known:
+            raise InputError(f'unknown kind "{kind}"', where="kinds", hint=suggest(str(kind), known))
+    chosen = {task: tuple(kind for kind in mix if kind in kinds) for task, mix in mixes.items()}
+    for task in tasks:
+        if not chosen.get(task, kinds):
+            raise InputError(
+                f"leaves nothing for {task}", where="kinds", expected=", ".join(dict.fromkeys(mixes[task]))
+            )
+    return chosen
 
 
 def _check_numbers(data: SceneDataset, available: int, concepts: int, low: int, high: int) -> None:

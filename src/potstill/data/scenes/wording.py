@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from potstill.data.scenes.composer import BACKGROUND_NAMES, POSITIONS, SIZES, Scene
@@ -67,6 +68,33 @@ def objects_in_caption(text: str, language: str = "en") -> set[tuple[str, str | 
         if name is not None:
             found.add((name, position))
     return found
+
+
+class PhraseFinder:
+    """Finds in an English sentence the phrases that name things: a concept ("dog", "dogs") or a kind ("animals").
+
+    Args:
+        concepts: The concepts that occur, numbered from 0.
+
+    Attributes:
+        phrases: All of them.
+        names_of: By concept, the phrases that can mean it.
+    """
+
+    def __init__(self, concepts: Sequence[Concept]):
+        self.names_of = [[p for p in (c.name, c.plural, *(c.category or ())) if p] for c in concepts]
+        self._members: dict[str, set[int]] = {}
+        for concept, names in zip(concepts, self.names_of):
+            for phrase in names:
+                self._members.setdefault(phrase, set()).add(concept.number)
+        self.phrases = tuple(self._members)
+        longest_first = sorted(self.phrases, key=lambda phrase: (-len(phrase), phrase))
+        self._pattern = re.compile(r"(?<!\S)(?:" + "|".join(map(re.escape, longest_first)) + r")(?![^\s,?])")
+
+    def __call__(self, text: str) -> Iterator[tuple[int, set[int]]]:
+        """Yield where each phrase ends and the numbers of the concepts it can mean."""
+        for found in self._pattern.finditer(text):
+            yield found.end(), self._members[found.group()]
 
 
 def check_languages(languages: Sequence[str]) -> tuple[str, ...]:
