@@ -91,7 +91,7 @@ def test_hooks_are_gone_after_removal_and_nothing_is_kept_while_closed():
 
 
 def test_a_failing_pass_leaves_nothing_behind():
-    net, taps = Net(), None
+    net = Net()
     with HiddenTaps(net, ["blocks.0"]) as taps:
         with pytest.raises(RuntimeError):
             observe(net, {"x": torch.ones(2, 5)}, taps, [], ["blocks.0"])
