@@ -67,6 +67,23 @@ def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, stop, accum
     assert without_time(lines) == without_time(straight.history.events)
 
 
+def test_resuming_from_the_last_step_trains_no_further(tmp_path):
+    """With a constant learning rate one step too many would show in the weights."""
+    common = {"save_strategy": "steps", "save_steps": 3, "steps": 6, "lr_scheduler_type": "constant"}
+    straight = trainer(
+        tmp_path / "a", policy=RoundRobinPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common
+    )
+    straight.train()
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    resumed = trainer(
+        tmp_path / "a", policy=RoundRobinPolicy(ARMS, warmup_rounds=1), history=tmp_path / "a.jsonl", **common
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+    assert same(weights(straight.model), weights(resumed.model))
+    assert straight.policy.history == resumed.policy.history
+    assert (tmp_path / "a.jsonl").read_text().splitlines() == lines
+
+
 def test_the_teacher_is_left_as_it_was(tmp_path):
     teacher = Toy()
     before = fingerprint(teacher)

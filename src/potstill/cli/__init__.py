@@ -11,26 +11,17 @@ from potstill.errors import PotstillError
 
 def main() -> None:
     """Run ``potstill`` and exit: 0 done, 2 bad input, 1 our fault, 130 interrupted."""
-    import click
-
     from potstill.cli.app import app
 
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        print("\npotstill: interrupted", file=sys.stderr)
-        sys.exit(130)
+        app()  # prints usage errors itself and exits: 2, or 130 on Ctrl-C
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("\npotstill: interrupted", file=sys.stderr)
+        raise
     except PotstillError as error:
         print(f"potstill: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         if os.environ.get("POTSTILL_TRACEBACK"):
             traceback.print_exc()

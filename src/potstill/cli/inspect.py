@@ -21,7 +21,7 @@ def model(
     from potstill.models.load import load_model
     from potstill.taps.inspect import describe_model, render
 
-    Console().print(render(describe_model(load_model(name, where="model")), depth=depth))
+    Console().print(render(describe_model(load_model(name, where="model")), max_depth=depth))
 
 
 @app.command("pair")
@@ -49,9 +49,13 @@ def data(
 ) -> None:
     """Write a contact sheet of samples."""
     from potstill.data.scenes import SceneDataset, contact_sheet
-    from potstill.errors import RecipeError
+    from potstill.errors import InputError, RecipeError
 
     if source != "scenes":
         raise RecipeError("has no contact sheet", where="data.source", expected="scenes", got=source)
-    contact_sheet(SceneDataset(split=split, tasks=(task,), seed=seed), task, count).save(out)
+    sheet = contact_sheet(SceneDataset(split=split, tasks=(task,), seed=seed), task, count)
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:  # ValueError: Pillow knows no such ending
+        raise InputError(f"cannot be written ({error})", where=str(out), expected="a PNG file") from error
     typer.echo(out)

@@ -28,11 +28,11 @@ class Display:
         self._task = None
 
     def __enter__(self) -> Display:
-        self._progress.start()
         return self
 
     def __exit__(self, *exc) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event of a run."""
@@ -40,11 +40,14 @@ class Display:
         if kind == "plan":
             show_plan(event["plan"], self._console)
             name = self._title if event["stages"] == 1 else event["stage"]
+            self._progress.start()
             self._task = self._progress.add_task(name, total=event["plan"]["steps"], arm="")
         elif kind == "step" and self._task is not None:
             self._progress.update(self._task, completed=event["step"], total=event["steps"], arm=event.get("arm") or "")
         elif kind == "measure":
-            self._console.print(f"measuring: {event['what']}")
+            self._console.print(f"measuring: {event['what']}", markup=False)
+        elif kind == "note":
+            self._console.print(event["text"], markup=False)
 
 
 def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:

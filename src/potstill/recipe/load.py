@@ -80,7 +80,8 @@ def read_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_Loader)
     except RecipeError as error:
-        raise error.at(where) from None
+        error.where = f"{where}, {error.where}"
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
@@ -156,9 +157,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if last:
             here[step] = value
         else:
-            if isinstance(here, dict) and not isinstance(here.get(step), dict | list):
+            if isinstance(here, dict) and here.get(step) is None and isinstance(steps[i + 1], str):
                 here[step] = {}
-            here = here[step]
+            here = here.get(step) if isinstance(here, dict) else here[step]
 
 
 def validate(data: Mapping[str, Any]) -> Recipe:

@@ -201,7 +201,7 @@ def build_arguments(
         gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
         part_learning_rate=train.part_learning_rate,
-        lr_scheduler_type=train.schedule,
+        lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
         warmup_steps=train.warmup_steps,
         optim={"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}[train.optimizer],
         weight_decay=train.weight_decay,

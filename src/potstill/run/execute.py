@@ -78,7 +78,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             teacher=teachers.get(stage),
             history=folder / "history.jsonl",
             stage=name if multiple else None,
-            callbacks=[stopper, report],
+            callbacks=[report, stopper],  # a signal that comes while a step is shown ends the run at that step
         )
         report.trainer = built.trainer
         student = built.student

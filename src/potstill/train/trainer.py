@@ -303,7 +303,8 @@ class DistillationTrainer(Trainer):
                 self.rounds.load_state_dict(saved["rounds"])
         self._started = time.perf_counter()
         self.history.rewind(self.state.global_step)
-        return started
+        # From a checkpoint of the last step the Trainer (5.23) would do one more before it looks at max_steps.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the window's mean of every term beside the Trainer's own numbers."""
