@@ -2,8 +2,9 @@
 
 On a BERT and a ViT of transformers, 12 layers, with random weights; four layers are tapped, as for a student of four
 layers. Two kinds of pass: ``teacher`` (no gradient) and ``student`` (with the backward pass of a loss on the captured
-states, where autograd keeps every layer's states anyway: no memory can be saved). Peak memory is the largest sum of live allocations
-above what was live before, from the profiler's memory events: exact, and blind to what the allocator keeps for later.
+states, where autograd keeps every layer's states anyway: no memory can be saved). Peak memory is the largest sum of
+live allocations above what was live before, from the profiler's memory events: exact, and blind to what the allocator
+keeps for later.
 
     OMP_NUM_THREADS=1 python benchmarks/hidden_capture.py
 

@@ -40,11 +40,11 @@ def run(options: argparse.Namespace) -> None:
     from potstill.models.paths import expand_path
 
     base = base_recipe(options)
-    bench = Bench(options.teacher, options.samples)
+    bench = Bench(options)
     depth = len(expand_path(bench.teacher, f"{CONVERGED}.blocks", side="teacher", where="teacher"))
     base["student"] = {"builder": "depth", "layers": {m: depth if m == CONVERGED else 1 for m in MODULES}}
     base["freeze"] = [CONVERGED] if options.frozen else []
-    setting = setting_of(base, options.teacher)
+    setting = setting_of(base, options)
     where = origin()
     for seed, system in shard_of([(n, s) for n in seeds_of(options.seeds) for s in SYSTEMS], options.shard):
         done = {(r["setting"], r["system"], int(r["seed"])) for r in read_rows(options.out)}
