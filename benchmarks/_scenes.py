@@ -54,6 +54,18 @@ def setting_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> str:
     return hashlib.sha256(text.encode() + hashlib.sha256(weights).digest()).hexdigest()[:10]
 
 
+def budget_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the columns that say in words what the setting's hash stands for."""
+    return {
+        "setting": setting_of(recipe, options),
+        "steps": options.steps,
+        "batch_size": recipe["train"]["batch_size"],
+        "learning_rate": recipe["train"]["learning_rate"],
+        "round_steps": options.round_steps,
+        "hidden_weight": options.hidden_weight,
+    }
+
+
 class Bench:
     """Runs recipes that differ in policy or seed, and measures every student on the same held-out samples."""
 
@@ -75,7 +87,7 @@ class Bench:
                 "cpu_seconds": round(time.process_time() - processor, 1),
             }
         built.trainer.teacher.close()
-        arms = [e["arm"] for e in built.trainer.history if e["event"] == "round"]
+        arms = [e["arm"] for e in built.trainer.history.events if e["event"] == "round"]
         policy = built.trainer.policy
         warmup = policy.warmup_rounds * policy.n_arms if policy is not None and policy.learns else 0
         shares = {f"share_{m}": _share(arms, m) for m in MODULES}
@@ -113,7 +125,9 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, round_steps: int
     parser.add_argument("--samples", type=int, default=1000, help="test samples for the task scores")
     parser.add_argument("--heldout", type=int, default=2000, help="test samples for L_pred")
     parser.add_argument("--recipe", default="optima-scenes", help="packaged name or file: student, data and objectives")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override of the recipe, such as student.layers=2")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override of the recipe: student.layers=2"
+    )
     parser.add_argument("--shard", default="0/1", help="this process does every n-th run: i/n")
 
 

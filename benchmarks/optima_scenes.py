@@ -39,6 +39,7 @@ EQUAL = tuple(f"={s}" for s in ("optima", "uniform", "round_robin", *FIXED))
 SYSTEMS = ("optima", "none", "uniform", "all", "all/3", *FIXED, "round_robin", "thompson", "greedy",
            "optima-reference", "optima-per_term", *EQUAL)  # fmt: skip
 AGAINST = ("optima", "none", "uniform", "all")
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "init")
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MEASURES = (
     "L_pred",
@@ -71,14 +72,16 @@ def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
         policy.update(name="optima", reward=name.partition("-")[2] or "prediction")
     else:
         policy.update(name=name)
+        if name in ("thompson", "greedy"):
+            policy["gamma"] = 1.0  # they forget nothing
     return recipe
 
 
 def run(options: argparse.Namespace) -> None:
-    from _scenes import Bench, base_recipe, seeds_of, setting_of, shard_of
+    from _scenes import Bench, base_recipe, budget_of, seeds_of, shard_of
 
     base = base_recipe(options)
-    setting = setting_of(base, options)
+    budget = budget_of(base, options)
     systems = options.systems.split(",") if options.systems else SYSTEMS
     for system in systems:
         if system not in SYSTEMS:
@@ -88,13 +91,10 @@ def run(options: argparse.Namespace) -> None:
     jobs = shard_of([(system, seed) for seed in seeds_of(options.seeds) for system in systems], options.shard)
     for system, seed in jobs:
         done = {(r["setting"], r["system"], int(r["seed"])) for r in read_rows(options.out)}
-        if (setting, system, seed) in done:
+        if (budget["setting"], system, seed) in done:
             continue
         row = {
-            "setting": setting,
-            "steps": options.steps,
-            "round_steps": options.round_steps,
-            "hidden_weight": options.hidden_weight,
+            **budget,
             "init": options.init,
             "system": system,
             "seed": seed,
@@ -112,11 +112,11 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
 
     by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
     for r in runs:
-        key = tuple(r[k] for k in ("setting", "steps", "round_steps", "hidden_weight", "init"))
+        key = tuple(r[k] for k in SHARED)
         by_setting[key][r["system"]][r["seed"]] = r
     rows = []
     for key, systems in by_setting.items():
-        shared = dict(zip(("setting", "steps", "round_steps", "hidden_weight", "init"), key))
+        shared = dict(zip(SHARED, key))
         for system in sorted(systems, key=SYSTEMS.index):
             mine = systems[system]
             for measure in MEASURES:
@@ -150,7 +150,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         table = {system: found for (s, system), found in cells.items() if s == setting}
         first = next(iter(table.values()))["L_pred"]
         text += [
-            f"Setting {setting}: {first['steps']} steps, rounds of {first['round_steps']}, hidden weight "
+            f"Setting {setting}: {first['steps']} steps of {first['batch_size']}, rounds of {first['round_steps']}, hidden weight "
             f"{first['hidden_weight']}, student {first['init']}. Means ± 95 % interval over seeds; differences are "
             "paired by seed, bold where the interval excludes 0. Lower L_pred is better.",
             "",
