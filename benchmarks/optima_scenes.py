@@ -151,7 +151,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         first = next(iter(table.values()))["L_pred"]
         text += [
             f"Setting {setting}: {first['steps']} steps of {first['batch_size']}, rounds of "
-            f"{first['round_steps']}, hidden weight {first['hidden_weight']}, student {first['init']}. Means ± 95 % interval over seeds; differences are "
+            f"{first['round_steps']}, hidden weight {first['hidden_weight']}, student "
+            f"{first['init']}. Means ± 95 % interval over seeds; differences are "
             "paired by seed, bold where the interval excludes 0. Lower L_pred is better.",
             "",
             "| system | seeds | L_pred | minus optima | minus none | " + " | ".join(TASKS) + " |",
