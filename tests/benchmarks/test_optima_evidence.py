@@ -10,19 +10,9 @@ def experiment(script, coca_teacher):
     """``experiment("optima_scenes", ...)`` runs it on the tiny teacher and returns the rows of all runs so far."""
 
     def run(name, *options):
-        tiny = [
-            "--teacher",
-            coca_teacher,
-            "--set",
-            "data.concepts=12",
-            "--batch-size",
-            4,
-            "--samples",
-            8,
-            "--heldout",
-            8,
-        ]
-        return script(name, *tiny, "--steps", 8, "--round-steps", 1, *options, out=f"{name}_runs.csv")
+        tiny = ["--teacher", coca_teacher, "--set", "data.concepts=12", "--batch-size", 4, "--steps", 8]
+        small = ["--samples", 8, "--heldout", 8, "--round-steps", 1]
+        return script(name, *tiny, *small, *options, out=f"{name}_runs.csv")
 
     return run
 
