@@ -22,14 +22,16 @@ from potstill.run.build import build_source
 
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MODULES = ("image_encoder", "text_decoder", "multimodal_decoder")
-HELDOUT_SAMPLES = 2000  # of the test split, for the prediction loss
 
 
 def base_recipe(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the packaged recipe with the settings that all systems share, as plain data."""
-    recipe = load_recipe("optima-scenes", options.set).model_dump()
+    """Return the recipe with the settings that all systems share, as plain data."""
+    recipe = load_recipe(options.recipe, options.set).model_dump()
     recipe["teacher"]["model"] = options.teacher
     recipe["train"].update(steps=options.steps, threads=1, log_every=options.steps, checkpoint_every=options.steps)
+    for key in ("batch_size", "learning_rate"):
+        if getattr(options, key) is not None:
+            recipe["train"][key] = getattr(options, key)
     recipe["policy"].update(round_steps=options.round_steps)
     hidden_of(recipe)["weight"] = options.hidden_weight
     if getattr(options, "init", "copied") == "random":
@@ -43,20 +45,34 @@ def hidden_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return next(o for o in recipe["objectives"] if o["loss"] == "hidden")
 
 
-def setting_of(recipe: Mapping[str, Any], teacher: str) -> str:
+def setting_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> str:
     """Return a short hash of everything the systems share: only rows with equal settings may be compared."""
-    weights = b"".join(path.read_bytes() for path in sorted(find_model(teacher).glob("*.safetensors")))
-    text = json.dumps({k: v for k, v in recipe.items() if k not in ("teacher", "name")}, sort_keys=True, default=str)
+    weights = b"".join(path.read_bytes() for path in sorted(find_model(options.teacher).glob("*.safetensors")))
+    shared = {k: v for k, v in recipe.items() if k not in ("teacher", "name")}
+    shared["measured"] = [options.samples, options.heldout]
+    text = json.dumps(shared, sort_keys=True, default=str)
     return hashlib.sha256(text.encode() + hashlib.sha256(weights).digest()).hexdigest()[:10]
+
+
+def budget_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the columns that say in words what the setting's hash stands for."""
+    return {
+        "setting": setting_of(recipe, options),
+        "steps": options.steps,
+        "batch_size": recipe["train"]["batch_size"],
+        "learning_rate": recipe["train"]["learning_rate"],
+        "round_steps": options.round_steps,
+        "hidden_weight": options.hidden_weight,
+    }
 
 
 class Bench:
     """Runs recipes that differ in policy or seed, and measures every student on the same held-out samples."""
 
-    def __init__(self, teacher: str, samples: int):
+    def __init__(self, options: argparse.Namespace):
         torch.set_num_threads(1)
-        self.teacher = load_model(teacher)
-        self.samples = samples
+        self.teacher = load_model(options.teacher)
+        self.samples, self.heldout = options.samples, options.heldout
 
     def run(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Train once and return the measures of the student, the arms' shares and the seconds."""
@@ -71,7 +87,7 @@ class Bench:
                 "cpu_seconds": round(time.process_time() - processor, 1),
             }
         built.trainer.teacher.close()
-        arms = [e["arm"] for e in built.trainer.history if e["event"] == "round"]
+        arms = [e["arm"] for e in built.trainer.history.events if e["event"] == "round"]
         policy = built.trainer.policy
         warmup = policy.warmup_rounds * policy.n_arms if policy is not None and policy.learns else 0
         shares = {f"share_{m}": _share(arms, m) for m in MODULES}
@@ -84,8 +100,8 @@ class Bench:
         The samples do not depend on the run's seed: all students answer the same questions.
         """
         source = build_source(recipe.model_copy(update={"seed": 0}))
-        dataset = source.split(recipe.evaluate.split, max(HELDOUT_SAMPLES, self.samples))
-        near = fidelity(student, self.teacher, dataset, source.collator, max_samples=HELDOUT_SAMPLES)
+        dataset = source.split(recipe.evaluate.split, max(self.heldout, self.samples))
+        near = fidelity(student, self.teacher, dataset, source.collator, max_samples=self.heldout)
         scores = evaluate_tasks(student, dataset, source.collator, max_samples=self.samples)
         row: dict[str, Any] = {"L_pred": round(sum(near[t]["kl"] for t in TASKS), 6)}
         row |= {f"kl_{t}": round(near[t]["kl"], 6) for t in TASKS}
@@ -101,11 +117,17 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, round_steps: int
     """Add the options that every experiment on the scenes takes."""
     parser.add_argument("--seeds", default="0-4", help="first-last or a list with commas")
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch-size", type=int, help="the recipe's if left out")
+    parser.add_argument("--learning-rate", type=float, help="the recipe's if left out")
     parser.add_argument("--round-steps", type=int, default=round_steps, help="P")
     parser.add_argument("--hidden-weight", type=float, default=hidden_weight, help="α3")
     parser.add_argument("--teacher", default="coca-scenes", help="packaged name or folder")
     parser.add_argument("--samples", type=int, default=1000, help="test samples for the task scores")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override of the recipe")
+    parser.add_argument("--heldout", type=int, default=2000, help="test samples for L_pred")
+    parser.add_argument("--recipe", default="optima-scenes", help="packaged name or file: student, data and objectives")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override of the recipe: student.layers=2"
+    )
     parser.add_argument("--shard", default="0/1", help="this process does every n-th run: i/n")
 
 

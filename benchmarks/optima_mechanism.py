@@ -24,7 +24,7 @@ from _record import RESULTS, append_rows, origin, read_rows, write_rows
 
 SYSTEMS = ("reference", "per_term", "prediction", "uniform")
 CONVERGED = "image_encoder"
-SHARED = ("setting", "steps", "round_steps", "hidden_weight", "frozen")
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "frozen")
 
 
 def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
@@ -35,26 +35,26 @@ def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from _scenes import MODULES, Bench, base_recipe, seeds_of, setting_of, shard_of
+    from _scenes import MODULES, Bench, base_recipe, budget_of, seeds_of, shard_of
 
     from potstill.models.paths import expand_path
 
+    systems = options.systems.split(",")
+    if set(systems) - set(SYSTEMS):
+        raise SystemExit(f"--systems: there are {', '.join(SYSTEMS)}")
     base = base_recipe(options)
-    bench = Bench(options.teacher, options.samples)
+    bench = Bench(options)
     depth = len(expand_path(bench.teacher, f"{CONVERGED}.blocks", side="teacher", where="teacher"))
     base["student"] = {"builder": "depth", "layers": {m: depth if m == CONVERGED else 1 for m in MODULES}}
     base["freeze"] = [CONVERGED] if options.frozen else []
-    setting = setting_of(base, options.teacher)
+    budget = budget_of(base, options)
     where = origin()
-    for seed, system in shard_of([(n, s) for n in seeds_of(options.seeds) for s in SYSTEMS], options.shard):
+    for seed, system in shard_of([(n, s) for n in seeds_of(options.seeds) for s in systems], options.shard):
         done = {(r["setting"], r["system"], int(r["seed"])) for r in read_rows(options.out)}
-        if (setting, system, seed) in done:
+        if (budget["setting"], system, seed) in done:
             continue
         row = {
-            "setting": setting,
-            "steps": options.steps,
-            "round_steps": options.round_steps,
-            "hidden_weight": options.hidden_weight,
+            **budget,
             "frozen": "yes" if options.frozen else "no",
             "system": system,
             "seed": seed,
@@ -74,9 +74,10 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
     for key, mine in sorted(groups.items(), key=lambda item: (item[0][:-1], SYSTEMS.index(item[0][-1]))):
         arms = [k.removeprefix("share_") for k in mine[0] if k.startswith("share_")]
         for measure in (*(f"{w}share_{a}" for w in ("", "late_") for a in arms), "L_pred"):
-            if len(mine) < 2:
+            values = [float(r[measure]) for r in mine if r[measure] != ""]  # no round after the warm-up: no share
+            if len(values) < 2:
                 continue
-            interval = mean_interval([float(r[measure]) for r in mine])
+            interval = mean_interval(values)
             row = dict(zip((*SHARED, "system"), key))
             row |= {"measure": measure, "seeds": interval.n, "below_even_share": ""}
             row |= {"mean": f"{interval.mean:.4f}", "ci95": f"{interval.half_width:.4f}"}
@@ -91,6 +92,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, steps=600, round_steps=5, hidden_weight=0.1)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="with commas")
     parser.add_argument("--frozen", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-frozen lets the copied image encoder train")  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS / "optima_mechanism_runs.csv")

@@ -4,7 +4,9 @@ Every run is the packaged recipe ``optima-scenes`` with another policy. A seed s
 what is not copied and the policy's random numbers, for all systems alike, so differences are paired. Systems:
 
 - ``optima``, ``optima-reference``, ``optima-per_term``: by the reward's yardstick (the first: prediction alone);
-- ``thompson``, ``uniform``, ``round_robin``, ``fixed:<module>``; ``all``: every module's hidden states always;
+- ``thompson``, ``greedy``, ``uniform``, ``round_robin``, ``fixed:<module>``;
+- ``all``: every module's hidden states always; ``all/3``: the same, each at a third of the weight, so that the hidden
+  terms weigh together what a single arm weighs;
 - ``none``: no hidden states, plain logit distillation;
 - ``=optima``, ``=uniform``, ``=round_robin``, ``=fixed:<module>``: a single arm carries the hidden weight that ``all``
   spreads over its modules (``policy.equal_hidden_weight``).
@@ -16,7 +18,8 @@ Run from the repository root, as often as needed (finished runs are skipped), in
     python benchmarks/optima_scenes.py --summary
 
 A row per run goes to ``benchmarks/results/optima_scenes_runs.csv``. The summary has, for each system and measure, the
-mean with its 95 % interval and the paired differences to ``none``, ``uniform`` and ``all`` with theirs.
+mean with its 95 % interval and the paired differences to ``optima``, ``none`` (plain distillation), ``uniform`` and
+``all`` with theirs, as CSV and, the main measures, as a markdown table.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ SINGLE = ("image_encoder", "text_decoder", "multimodal_decoder")
 FIXED = tuple(f"fixed:{m}" for m in SINGLE)
 EQUAL = tuple(f"={s}" for s in ("optima", "uniform", "round_robin", *FIXED))
 # The most telling come first: a benchmark cut short then still compares what matters.
-SYSTEMS = ("optima", "none", "uniform", "all", *FIXED, "round_robin", "thompson", "optima-reference",
-           "optima-per_term", *EQUAL)  # fmt: skip
-AGAINST = ("none", "uniform", "all")
+SYSTEMS = ("optima", "none", "uniform", "all", "all/3", *FIXED, "round_robin", "thompson", "greedy",
+           "optima-reference", "optima-per_term", *EQUAL)  # fmt: skip
+AGAINST = ("optima", "none", "uniform", "all")
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "init")
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MEASURES = (
     "L_pred",
@@ -60,34 +64,37 @@ def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
     policy["equal_hidden_weight"] = system != name
     if name.startswith("fixed:"):
         policy.update(name="fixed", arm=name.removeprefix("fixed:"))
+    elif name == "all/3":
+        policy.update(name="all")
+        hidden = next(o for o in recipe["objectives"] if o["loss"] == "hidden")
+        hidden["weight"] /= len(SINGLE)
     elif name.startswith("optima"):
         policy.update(name="optima", reward=name.partition("-")[2] or "prediction")
     else:
         policy.update(name=name)
+        if name in ("thompson", "greedy"):
+            policy["gamma"] = 1.0  # they forget nothing
     return recipe
 
 
 def run(options: argparse.Namespace) -> None:
-    from _scenes import Bench, base_recipe, seeds_of, setting_of, shard_of
+    from _scenes import Bench, base_recipe, budget_of, seeds_of, shard_of
 
     base = base_recipe(options)
-    setting = setting_of(base, options.teacher)
+    budget = budget_of(base, options)
     systems = options.systems.split(",") if options.systems else SYSTEMS
     for system in systems:
         if system not in SYSTEMS:
             raise SystemExit(f'unknown system "{system}"; there are {", ".join(SYSTEMS)}')
-    bench = Bench(options.teacher, options.samples)
+    bench = Bench(options)
     where = origin()
     jobs = shard_of([(system, seed) for seed in seeds_of(options.seeds) for system in systems], options.shard)
     for system, seed in jobs:
         done = {(r["setting"], r["system"], int(r["seed"])) for r in read_rows(options.out)}
-        if (setting, system, seed) in done:
+        if (budget["setting"], system, seed) in done:
             continue
         row = {
-            "setting": setting,
-            "steps": options.steps,
-            "round_steps": options.round_steps,
-            "hidden_weight": options.hidden_weight,
+            **budget,
             "init": options.init,
             "system": system,
             "seed": seed,
@@ -105,11 +112,11 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
 
     by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
     for r in runs:
-        key = tuple(r[k] for k in ("setting", "steps", "round_steps", "hidden_weight", "init"))
+        key = tuple(r[k] for k in SHARED)
         by_setting[key][r["system"]][r["seed"]] = r
     rows = []
     for key, systems in by_setting.items():
-        shared = dict(zip(("setting", "steps", "round_steps", "hidden_weight", "init"), key))
+        shared = dict(zip(SHARED, key))
         for system in sorted(systems, key=SYSTEMS.index):
             mine = systems[system]
             for measure in MEASURES:
@@ -133,6 +140,37 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
     return rows
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return a table per setting: L_pred, its paired differences and the task scores, with 95 % intervals."""
+    cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        cells[row["setting"], row["system"]][row["measure"]] = row
+    text = []
+    for setting in dict.fromkeys(s for s, _ in cells):
+        table = {system: found for (s, system), found in cells.items() if s == setting}
+        first = next(iter(table.values()))["L_pred"]
+        text += [
+            f"Setting {setting}: {first['steps']} steps of {first['batch_size']}, rounds of "
+            f"{first['round_steps']}, hidden weight {first['hidden_weight']}, student "
+            f"{first['init']}. Means ± 95 % interval over seeds; differences are "
+            "paired by seed, bold where the interval excludes 0. Lower L_pred is better.",
+            "",
+            "| system | seeds | L_pred | minus optima | minus none | " + " | ".join(TASKS) + " |",
+            "|" + "---|" * (5 + len(TASKS)),
+        ]
+        for system, found in table.items():
+            loss = found["L_pred"]
+            gaps = []
+            for other in ("optima", "none"):
+                gap = f"{loss[f'minus_{other}']} ± {loss[f'minus_{other}_ci95']}" if loss[f"minus_{other}"] else ""
+                gaps.append(f"**{gap}**" if loss[f"minus_{other}_clear"] == "yes" else gap)
+            scores = [f"{found[f'score_{t}']['mean']} ± {found[f'score_{t}']['ci95']}" for t in TASKS]
+            row = [f"`{system}`", str(loss["seeds"]), f"{loss['mean']} ± {loss['ci95']}", *gaps, *scores]
+            text.append("| " + " | ".join(row) + " |")
+        text.append("")
+    return "\n".join(text)
+
+
 def main() -> None:
     from _scenes import add_options
 
@@ -146,12 +184,13 @@ def main() -> None:
     if not options.summary:
         return run(options)
     rows = summarise(read_rows(options.out))
-    write_rows(options.out.with_name(options.out.name.replace("_runs", "")), rows)
-    for row in rows:
-        if row["measure"] == "L_pred":
-            gaps = "  ".join(f"vs {o} {row[f'minus_{o}']} ± {row[f'minus_{o}_ci95']}" for o in AGAINST
-                             if row[f"minus_{o}"])  # fmt: skip
-            print(f"{row['setting']} {row['system']:26} {row['mean']} ± {row['ci95']} ({row['seeds']} seeds)  {gaps}")
+    summary = options.out.with_name(options.out.name.replace("_runs", "")).with_suffix(".csv")
+    if summary == options.out:
+        raise SystemExit(f'{options.out}: the runs need a name with "_runs", the summary gets the one without')
+    write_rows(summary, rows)
+    text = markdown(rows)
+    summary.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

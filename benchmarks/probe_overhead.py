@@ -17,6 +17,7 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from _record import RESULTS, append_rows, origin
@@ -44,41 +45,55 @@ class Steps(TrainerCallback):
         self.clock.start()
 
 
-def measure(steps: int, round_steps: int, probe_batches: int) -> dict[str, object]:
+def measure(steps: int, round_steps: int, probe_batches: int, batch_size: int) -> dict[str, object]:
     changes = {
         "train.steps": steps,
+        "train.batch_size": batch_size,
         "train.threads": 1,
         "train.checkpoint_every": steps + 1,
         "policy.round_steps": round_steps,
         "policy.probe_batches": probe_batches,
     }
     recipe = load_recipe("optima-scenes", [f"{key}={value}" for key, value in changes.items()])
-    turns, callback = Clock(), Steps()
+    turns, logs, callback = Clock(), Clock(), Steps()
     with tempfile.TemporaryDirectory() as folder:
         history = Path(folder) / "history.jsonl"
         built = prepare(recipe, Path(folder), teacher=untrained_teacher(), history=history, callbacks=[callback])
-        turn_round = built.trainer._turn_round
+        rounds, history_of = built.trainer.rounds, built.trainer.history
+        before_step, add = rounds.before_step, history_of.add
 
-        def timed(step: int) -> None:
-            turns.start()
-            turn_round(step)
-            turns.stop()
+        def timed_turn(step: int) -> dict[str, Any] | None:
+            turning = step % round_steps == 0
+            if turning:
+                turns.start()
+            event = before_step(step)
+            if turning:
+                turns.stop()
+            return event
 
-        built.trainer._turn_round = timed
+        def timed_log(event: dict[str, Any]) -> None:
+            if event["event"] != "round":
+                return add(event)
+            logs.start()
+            add(event)
+            logs.stop()
+
+        rounds.before_step, history_of.add = timed_turn, timed_log
         built.trainer.train()
     row: dict[str, object] = {
         "goal": GOAL,
         "P": P,
         "probe_batches": probe_batches,
+        "batch_size": batch_size,
         "steps": steps,
         "turns": len(turns.wall),
     }
-    for kind, all_steps, all_turns in (
-        ("wall", callback.clock.wall, turns.wall),
-        ("cpu", callback.clock.processor, turns.processor),
+    for kind, all_steps, all_turns, all_logs in (
+        ("wall", callback.clock.wall, turns.wall, logs.wall),
+        ("cpu", callback.clock.processor, turns.processor, logs.processor),
     ):
         step = statistics.median(t for i, t in enumerate(all_steps) if i % round_steps and i > 3)
-        first, turn = all_turns[0], statistics.median(all_turns[1:])
+        first, turn = all_turns[0], statistics.median(all_turns[1:]) + statistics.median(all_logs)
         row |= {
             f"{kind}_steady_share": round(turn / (P * step + turn), 4),
             f"{kind}_start_share": round((first - turn) / (STEPS * step), 4),
@@ -90,14 +105,15 @@ def measure(steps: int, round_steps: int, probe_batches: int) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=81)
+    parser.add_argument("--steps", type=int, default=49)
     parser.add_argument("--round-steps", type=int, default=8)
     parser.add_argument("--probe-batches", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=RESULTS / "probe_overhead.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     where = origin()
-    row = measure(options.steps, options.round_steps, options.probe_batches)
+    row = measure(options.steps, options.round_steps, options.probe_batches, options.batch_size)
     append_rows(options.out, [row | where])
     print(" ".join(f"{k} {v}" for k, v in row.items()))
 

@@ -75,7 +75,27 @@ def logit_pair(
     student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
 ) -> tuple[Tensor, Tensor]:
     """Check logits ``(..., V)`` and their mask ``(...)``; return them in full precision, blank where masked."""
-    student, teacher = full_pair(student, teacher, where)
+    student, teacher = full_pair(*_checked_logits(student, teacher, mask, shared_vocab, where), where)
+    return blank(student, mask), blank(teacher, mask)
+
+
+def logit_rows(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, reduction: Reduction, where: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what ``logit_pair`` does, and the mask that is left; only positions that count, unless all are asked for.
+
+    Captions in a batch of four tasks, or answers behind a long prompt: most positions do not count, and a softmax over
+    a vocabulary costs as much there as anywhere.
+    """
+    if mask is None or reduction == "none":
+        return *logit_pair(student, teacher, mask, shared_vocab, where), mask
+    student, teacher = _checked_logits(student, teacher, mask, shared_vocab, where)
+    return *full_pair(student[mask], teacher[mask], where), None
+
+
+def _checked_logits(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
+) -> tuple[Tensor, Tensor]:
     if student.ndim == 0 or teacher.ndim == 0:
         raise ShapeError("a scalar is no logit tensor", where=where, expected="(..., V)")
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -104,7 +124,7 @@ def logit_pair(
     elif V_s == 0:
         raise ShapeError("logits have no class", where=where, expected="V >= 1", got=list(student.shape))
     check_mask(mask, student.shape[:-1], where, "the leading shape")
-    return blank(student, mask), blank(teacher, mask)
+    return student, teacher
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -11,7 +11,7 @@ from potstill.losses._common import (
     check_positive,
     kl_rows,
     log_probs,
-    logit_pair,
+    logit_rows,
     reduce_rows,
 )
 
@@ -60,6 +60,6 @@ def kd_kl(
     """
     check_choice(reduction, REDUCTIONS, "kd_kl", "reduction")
     check_positive(temperature, "kd_kl", "temperature")
-    student, teacher = logit_pair(student, teacher, mask, shared_vocab, "kd_kl")
+    student, teacher, mask = logit_rows(student, teacher, mask, shared_vocab, reduction, "kd_kl")
     rows = kl_rows(log_probs(teacher, temperature), log_probs(student, temperature))
     return reduce_rows(rows * temperature**2 if scale_by_t2 else rows, mask, reduction)

@@ -15,7 +15,7 @@ from potstill.losses._common import (
     check_unit,
     kl_rows,
     log_probs,
-    logit_pair,
+    logit_rows,
     reduce_rows,
 )
 
@@ -69,7 +69,7 @@ def generalized_jsd(
     check_choice(reduction, REDUCTIONS, "generalized_jsd", "reduction")
     check_positive(temperature, "generalized_jsd", "temperature")
     check_unit(beta, "generalized_jsd", "beta")
-    student, teacher = logit_pair(student, teacher, mask, shared_vocab, "generalized_jsd")
+    student, teacher, mask = logit_rows(student, teacher, mask, shared_vocab, reduction, "generalized_jsd")
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
     if beta == 0:
         rows = kl_rows(log_p, log_q)

@@ -10,7 +10,7 @@ from potstill.losses._common import (
     check_choice,
     check_positive,
     log_probs,
-    logit_pair,
+    logit_rows,
     reduce_rows,
 )
 
@@ -57,6 +57,6 @@ def tv_distance(
     """
     check_choice(reduction, REDUCTIONS, "tv_distance", "reduction")
     check_positive(temperature, "tv_distance", "temperature")
-    student, teacher = logit_pair(student, teacher, mask, shared_vocab, "tv_distance")
+    student, teacher, mask = logit_rows(student, teacher, mask, shared_vocab, reduction, "tv_distance")
     p, q = log_probs(teacher, temperature).exp(), log_probs(student, temperature).exp()
     return reduce_rows(0.5 * (p - q).abs().sum(-1), mask, reduction)

@@ -59,7 +59,9 @@ class LiveTeacher:
             batch: The batch; keys the model does not take are left out.
             hidden: Taps wanted this time; ``None`` = all.
         """
-        self.model.eval()
+        # eval() walks all modules and sets each, every step; looking is enough, and somebody may have called train().
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         return observe(
             self.model, self._inputs(batch), self._taps, self.outputs, self.taps if hidden is None else hidden
         )

@@ -98,6 +98,12 @@ class DistillModule(nn.Module):
         taps = list(dict.fromkeys(t for o in chosen for t in o.student_taps))
         return observe(self.student, self._inputs(batch), self._taps, outputs, taps)
 
+    def train(self, mode: bool = True) -> DistillModule:
+        """Set the mode where it is another: the Trainer asks before every step, and setting costs more than looking."""
+        if any(module.training != mode for module in self.modules()):
+            super().train(mode)
+        return self
+
     def close(self) -> None:
         """Take the taps off the student, so that a later stage or the export finds it as it was."""
         self._taps.remove()

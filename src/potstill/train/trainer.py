@@ -208,10 +208,13 @@ class DistillationTrainer(Trainer):
                 signal = self.teacher.signal(inputs, self.model.teacher_taps_for(weights))
         output = model(inputs, signal, weights, num_items_in_batch)
         check_finite(output, self.model.objectives, inputs, self.state.global_step)
-        for name, total in output.totals.items():
+        names = list(output.totals)
+        # One transfer from the device for all terms.
+        values = torch.stack([v[n].double() for v in (output.totals, output.counts) for n in names]).tolist()
+        for name, total, count in zip(names, values, values[len(names) :]):
             kept = self._window.setdefault(name, [0.0, 0.0])
-            kept[0] += total.item()
-            kept[1] += output.counts[name].item()
+            kept[0] += total
+            kept[1] += count
         # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
