@@ -128,8 +128,10 @@ def test_a_readout_takes_the_largest_label_of_a_cell_a_quarter_full():
 
 
 def test_a_readout_refuses_what_is_no_grid():
+    readout = ReadoutObjective("r", "a", "maps", 3)
+    readout.build_part(Signal({}, {"a": torch.randn(1, 5, D)}), None)
     with pytest.raises(RecipeError, match="no square grid"):
-        ReadoutObjective("r", "a", "maps", 3).build_part(Signal({}, {"a": torch.randn(1, 5, D)}), None)
+        readout.count({"maps": torch.zeros(1, 10, 10, dtype=torch.long)})
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "2"])

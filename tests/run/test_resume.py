@@ -15,13 +15,16 @@ OPTIMA = ("policy.round_steps=3", "policy.probe_batches=1", "policy.warmup_round
 QUIET = ("evaluate.samples=8", "evaluate.shown=0")
 # teach-scenes with a model and stages of a few steps.
 SIZES = "image_width: 16, image_heads: 2, image_layers: 1, text_width: 16, text_heads: 2, text_layers: 1"
-REST = "multimodal_layers: 1, max_text_length: 40, caption_queries: 4, embed_dim: 16, max_images: 2"
+REST = "multimodal_layers: 1, max_text_length: 40, caption_queries: 36, embed_dim: 16, max_images: 2"
 TEACH = (
     f"student.fields={{stem: conv, {SIZES}, {REST}, tie_word_embeddings: true, pooling: cascade}}",
     *("data.concepts=12", "train.batch_size=8", "train.checkpoint_every=2", "train.log_every=1", "train.threads=1"),
-    *("stages[0].objectives[0].classes=12", "stages[0].train.warmup_steps=0", "stages[1].train.warmup_steps=0"),
-    *("stages[0].train.steps=3", "stages[1].train.steps=3", *QUIET),
+    *("stages[0].objectives[0].classes=12", "stages[0].objectives[1].classes=12"),
+    *(f"stages[{i}].train.{field}" for i in range(3) for field in ("steps=3", "warmup_steps=0")),
+    *(f"stages[{i}].objectives[1].{field}" for i in (1, 2) for field in ("heads=2", "supervised=1")),
+    *QUIET,
 )
+STAGES = ["naming", "pointing", "tasks"]
 
 
 class CrashError(Exception):
@@ -137,26 +140,26 @@ def test_several_stages_leave_one_student_and_both_plans(taught):
     import json
 
     saved = json.loads((taught / "plan.json").read_text())
-    assert [stage["stage"] for stage in saved["stages"]] == ["naming", "tasks"]
-    assert saved["objectives"] == saved["stages"][1]["objectives"]
-    assert sorted(p.name for p in (taught / "checkpoints").iterdir()) == ["naming", "tasks"]
+    assert [stage["stage"] for stage in saved["stages"]] == STAGES
+    assert saved["objectives"] == saved["stages"][-1]["objectives"]
+    assert sorted(p.name for p in (taught / "checkpoints").iterdir()) == STAGES
     lines = [json.loads(line) for line in (taught / "history.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [(s, n) for s in ("naming", "tasks") for n in (1, 2, 3)]
+    assert [(line["stage"], line["step"]) for line in lines] == [(s, n) for s in STAGES for n in (1, 2, 3)]
     assert list(json.loads((taught / "metrics.json").read_text())["models"]) == ["student"]
     assert not any("parts" in name for name in student_of(taught))
 
 
-@pytest.mark.parametrize(("stage", "step"), [(0, 2), (1, 1), (1, 3)])
+@pytest.mark.parametrize(("stage", "step"), [(0, 2), (1, 1), (2, 3)])
 def test_an_interruption_in_any_stage_ends_like_the_straight_run(tmp_path, taught, stage, step):
     with pytest.raises(Interrupted):
         distill("teach-scenes", tmp_path / "run", overrides=TEACH, progress=killer(step, signal.SIGTERM, stage))
     distill("teach-scenes", tmp_path / "run", overrides=TEACH, resume=True)
     assert same(student_of(taught), student_of(tmp_path / "run"))
-    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 9
 
 
 def test_the_plan_of_several_stages_shows_each(taught):
     plans = plan("teach-scenes", TEACH)
-    assert [p["objectives"][0]["loss"] for p in plans] == ["readout", "model_loss"]
+    assert [p["objectives"][0]["loss"] for p in plans] == ["readout", "model_loss", "model_loss"]
     assert plans[0]["student"]["parameters"] == plans[1]["student"]["parameters"]
-    assert [stage.name for stage in load_recipe("teach-scenes").stages] == ["naming", "tasks"]
+    assert [stage.name for stage in load_recipe("teach-scenes").stages] == STAGES
