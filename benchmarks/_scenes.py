@@ -34,9 +34,8 @@ def base_recipe(options: argparse.Namespace) -> dict[str, Any]:
             recipe["train"][key] = getattr(options, key)
     recipe["policy"].update(round_steps=options.round_steps)
     hidden_of(recipe)["weight"] = options.hidden_weight
-    if getattr(options, "init", "copied") == "random":
-        fields = {f"{side}_layers": 1 for side in ("image", "text", "multimodal")}
-        recipe["student"] = {"builder": "config", "overrides": fields, "copy_matching": False}
+    if getattr(options, "init", "sliced") == "random":
+        recipe["student"]["init"] = "random"
     return recipe
 
 

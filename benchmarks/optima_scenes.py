@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, steps=600, round_steps=10, hidden_weight=0.1)
     parser.add_argument("--systems", help="with commas; all of them if left out")
-    parser.add_argument("--init", choices=("copied", "random"), default="copied", help="start of the student")
+    parser.add_argument("--init", choices=("sliced", "random"), default="sliced", help="start of the student")
     parser.add_argument("--out", type=Path, default=RESULTS / "optima_scenes_runs.csv")
     parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()

@@ -10,7 +10,18 @@ def experiment(script, coca_teacher):
     """``experiment("optima_scenes", ...)`` runs it on the tiny teacher and returns the rows of all runs so far."""
 
     def run(name, *options):
-        tiny = ["--teacher", coca_teacher, "--set", "data.concepts=12", "--batch-size", 4, "--steps", 8]
+        tiny = [
+            "--teacher",
+            coca_teacher,
+            "--set",
+            "data.concepts=12",
+            "--set",
+            "student={builder: depth, layers: 1}",
+            "--batch-size",
+            4,
+            "--steps",
+            8,
+        ]
         small = ["--samples", 8, "--heldout", 8, "--round-steps", 1]
         return script(name, *tiny, *small, *options, out=f"{name}_runs.csv")
 

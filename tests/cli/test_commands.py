@@ -18,7 +18,13 @@ def run_folder(tmp_path_factory, coca_teacher):
     from potstill.run import distill
 
     overrides = [
-        *(f"teacher.model={coca_teacher}", "data.concepts=12", "train.batch_size=8", "train.steps=4"),
+        *(
+            f"teacher.model={coca_teacher}",
+            "data.concepts=12",
+            "student={builder: depth, layers: 1}",
+            "train.batch_size=8",
+            "train.steps=4",
+        ),
         *("train.checkpoint_every=2", "train.warmup_steps=0", "train.threads=1", "evaluate.samples=8"),
         *("evaluate.shown=1", *OPTIMA),
     ]

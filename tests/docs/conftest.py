@@ -10,14 +10,14 @@ SMALL = ("train.steps=4", "train.batch_size=8", "policy.round_steps=2", "evaluat
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
-    """A folder of packaged models with an untrained "coca-scenes" of width 16."""
+    """A folder of packaged models with an untrained "coca-scenes": as wide as the real one, but shallow."""
     from potstill.data.scene_source import build_scenes
     from potstill.models.coca import CocaConfig, CocaModel
     from potstill.models.load import write_manifest
 
     weights = tmp_path_factory.mktemp("weights")
-    sizes = {f"{side}_{what}": n for side in ("image", "text") for what, n in (("width", 16), ("heads", 2))}
-    depths = {"image_layers": 2, "text_layers": 2, "multimodal_layers": 2}
+    sizes = {f"{side}_{what}": n for side in ("image", "text") for what, n in (("width", 128), ("heads", 4))}
+    depths = {"image_layers": 1, "text_layers": 1, "multimodal_layers": 1}
     fields = {**build_scenes().model_fields, **sizes, **depths, "caption_queries": 4, "embed_dim": 8}
     CocaModel(CocaConfig.small_scenes(**{**fields, "max_text_length": 40})).save_pretrained(weights / "coca-scenes")
     write_manifest(weights / "coca-scenes")

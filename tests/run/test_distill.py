@@ -20,7 +20,13 @@ def finished(tmp_path_factory, coca_teacher):
     out = tmp_path_factory.mktemp("runs") / "optima"
     events = []
     overrides = [
-        *(f"teacher.model={coca_teacher}", "data.concepts=12", "train.batch_size=8", "train.steps=12"),
+        *(
+            f"teacher.model={coca_teacher}",
+            "data.concepts=12",
+            "student={builder: depth, layers: 1}",
+            "train.batch_size=8",
+            "train.steps=12",
+        ),
         *("train.checkpoint_every=4", "train.log_every=2", "train.warmup_steps=0", "train.threads=1"),
         *("evaluate.samples=24", "evaluate.shown=4", "evaluate.splits=[heldout_vendor]", *OPTIMA),
     ]

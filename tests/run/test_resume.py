@@ -18,7 +18,14 @@ SIZES = "image_width: 16, image_heads: 2, image_layers: 1, text_width: 16, text_
 REST = "multimodal_layers: 1, max_text_length: 40, caption_queries: 36, embed_dim: 16, max_images: 2"
 TEACH = (
     f"student.fields={{stem: conv, {SIZES}, {REST}, tie_word_embeddings: true, pooling: cascade}}",
-    *("data.concepts=12", "train.batch_size=8", "train.checkpoint_every=2", "train.log_every=1", "train.threads=1"),
+    *(
+        "data.concepts=12",
+        "student={builder: depth, layers: 1}",
+        "train.batch_size=8",
+        "train.checkpoint_every=2",
+        "train.log_every=1",
+        "train.threads=1",
+    ),
     *("stages[0].objectives[0].classes=12", "stages[0].objectives[1].classes=12"),
     *(f"stages[{i}].train.{field}" for i in range(3) for field in ("steps=3", "warmup_steps=0")),
     *(f"stages[{i}].objectives[1].{field}" for i in (1, 2) for field in ("heads=2", "supervised=1")),
@@ -57,7 +64,13 @@ def same(a, b):
 def straight(tmp_path_factory, coca_teacher):
     out = tmp_path_factory.mktemp("straight") / "run"
     overrides = [
-        *(f"teacher.model={coca_teacher}", "data.concepts=12", "train.batch_size=8", "train.steps=8"),
+        *(
+            f"teacher.model={coca_teacher}",
+            "data.concepts=12",
+            "student={builder: depth, layers: 1}",
+            "train.batch_size=8",
+            "train.steps=8",
+        ),
         *("train.checkpoint_every=3", "train.log_every=2", "train.warmup_steps=0", "train.threads=1", *OPTIMA, *QUIET),
     ]
     distill("optima-scenes", out, overrides=overrides)
