@@ -36,8 +36,40 @@ CATALOGUE: tuple[System, ...] = (
         "optima",
         "policy",
         "Module-wise Adaptive Distillation, arXiv 2310.04550",
-        ("potstill.policies.OptimaPolicy", "potstill.losses.module_hidden_loss"),
+        (
+            "potstill.policies.OptimaPolicy",
+            "potstill.policies.discounted_posterior",
+            "potstill.policies.loss_decrement_reward",
+            "potstill.losses.module_hidden_loss",
+        ),
         "optima-scenes",
         "benchmarks/results/optima_scenes.csv",
+    ),
+    System(
+        "rivals of optima",
+        "policy",
+        "Uniform, in turn, one arm, all arms; greedy and Thompson sampling (Thompson 1933)",
+        tuple(
+            f"potstill.policies.{name}Policy"
+            for name in ("Uniform", "RoundRobin", "FixedArm", "AllModules", "Greedy", "Thompson")
+        ),
+        "optima-scenes",
+        "benchmarks/results/optima_scenes.csv",
+    ),
+    System(
+        "baselines",
+        "loss",
+        "KD 1503.02531, reverse KL 2306.08543, GKD 2306.13649, DKD 2203.08679, DIST 2205.10536, CKA 1905.00414, "
+        "FitNets 1412.6550, attention transfer 1612.03928, MiniLM 2012.15828",
+        tuple(
+            f"potstill.losses.{name}"
+            for name in (
+                *("kd_kl", "reverse_kl", "generalized_jsd", "tv_distance", "dkd", "dist_loss", "cka", "cka_loss"),
+                *("hint_mse", "attention_transfer", "attention_kl", "minilm_relation"),
+                *("minillm_returns", "teacher_mixed_probs"),
+            )
+        ),
+        "kd-scenes",
+        "benchmarks/results/baselines_digits.csv",
     ),
 )

@@ -1,0 +1,101 @@
+"""Write the tables of measured results in the documents from the files under benchmarks/results/.
+
+    python tools/make_result_tables.py            # rewrites what stands between the markers
+    python tools/make_result_tables.py --check    # says which documents are out of date
+
+A marker is ``<!-- name -->`` … ``<!-- /name -->``; the prose around it is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = ("caption", "vqa", "entailment", "nlvr2")
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: str, error: str = "") -> str:
+    return f"{100 * float(value):.1f}" + (f" ± {100 * float(error):.1f}" if error else "")
+
+
+def teacher_scores() -> str:
+    rows = read("teacher_scores.csv")
+    of = {(r["split"], r["task"], r["kind"]): r for r in rows}
+    splits = list(dict.fromkeys(r["split"] for r in rows))
+    body = []
+    for split in splits:
+        found = [of.get((split, task, "all")) for task in TASKS]
+        body.append([f"`{split}`", *(percent(r["score"], r["stderr"]) if r else "–" for r in found)])
+    kinds = [r for r in rows if r["split"] == "test" and r["kind"] != "all"]
+    by_task = {t: ", ".join(f"{r['kind']} {percent(r['score'])}" for r in kinds if r["task"] == t) for t in TASKS}
+    parts = "\n".join(f"- `{task}`: {text}" for task, text in by_task.items() if text)
+    n = sum(int(of[splits[0], task, "all"]["samples"]) for task in TASKS)
+    return (
+        f"Per cent ± standard error, {n:,} samples a split; captions: share of the things named with the right place "
+        f"(`python benchmarks/teacher_scores.py`).\n\n{table(['split', *TASKS], body)}\n\nOn `test` by kind:\n\n{parts}"
+    )
+
+
+def blind_baselines() -> str:
+    rows = [r for r in read("blind_baselines.csv") if r["kind"] == "all" and r["scenes"] == "1-4 objects"]
+    names = list(dict.fromkeys(r["baseline"] for r in rows))
+    of = {(r["baseline"], r["task"]): r for r in rows}
+    chance = {"entailment": "33.3", "nlvr2": "50.0"}
+    body = [["chance", *(chance.get(task, "–") for task in TASKS[1:])]]
+    for name in names:
+        body.append([name, *(percent(of[name, t]["accuracy"], of[name, t]["stderr"]) for t in TASKS[1:])])
+    return "Accuracy on `test`, per cent ± standard error.\n\n" + table(["shown", *TASKS[1:]], body)
+
+
+def optima_results() -> str:
+    path = RESULTS / "optima_scenes.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "Not measured yet."
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "teacher scores": ("docs/models/coca.md", teacher_scores),
+    "blind baselines": ("docs/data/scenes.md", blind_baselines),
+    "optima on the scenes": ("docs/policies/optima.md", optima_results),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    stale = []
+    options = parser.parse_args()
+    for name, (document, make) in TABLES.items():
+        path = ROOT / document
+        text = path.read_text(encoding="utf-8")
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            sys.exit(f'{document}: no marker "{name}"')
+        new = f"{before}{start}{make()}\n{end}{after}"
+        if new != text:
+            stale.append(document)
+            if not options.check:
+                path.write_text(new, encoding="utf-8")
+    print("\n".join(stale) or "up to date")
+    if options.check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
