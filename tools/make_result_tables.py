@@ -67,9 +67,47 @@ def optima_results() -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else "Not measured yet."
 
 
+def demo() -> str:
+    if not (RESULTS / "demo_scores.csv").is_file():
+        return "Not measured yet."
+    rows = read("demo_scores.csv")
+    names = {"optima-scenes": "OPTIMA student", "kd-scenes": "KD student"}
+    lines = {
+        "parameters": lambda r: f"{int(r['parameters']) / 1e6:.2f} M",
+        "time per sample": lambda r: f"{float(r['ms_per_sample']):.1f} ms",
+        **{t: lambda r, t=t: percent(r[t], r[f"{t}_stderr"]) for t in TASKS},
+        **{
+            f"agrees with the teacher on {t}": lambda r, t=t: percent(a) if (a := r[f"{t}_agreement"]) else "–"
+            for t in TASKS
+        },
+    }
+    return table(
+        ["", *(names.get(r["model"], r["model"]) for r in rows)], [[k, *map(f, rows)] for k, f in lines.items()]
+    )
+
+
+def optima_in_short() -> str:
+    path = RESULTS / "optima_scenes.csv"
+    if not path.is_file():
+        return "Not measured yet."
+    rows = [r for r in read(path.name) if r["measure"] == "L_pred"]
+    shown = {
+        "none": "plain KD, no hidden states", "optima": "OPTIMA", "uniform": "a module at random", "all": "all modules"
+    }  # fmt: skip
+    of = {r["system"]: r for r in rows if r["setting"] == rows[0]["setting"]}
+    body = []
+    for system, words in shown.items():
+        r = of[system]
+        gap = f"{r['minus_none']} ± {r['minus_none_ci95']}" if r["minus_none"] else "–"
+        body.append([words, f"{r['mean']} ± {r['ci95']}", gap])
+    return table(["system", "L_pred", "minus plain KD, paired"], body)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "teacher scores": ("docs/models/coca.md", teacher_scores),
     "blind baselines": ("docs/data/scenes.md", blind_baselines),
+    "demo": ("README.md", demo),
+    "optima in short": ("README.md", optima_in_short),
     "optima on the scenes": ("docs/policies/optima.md", optima_results),
 }
 
