@@ -91,12 +91,19 @@ def test_inspect_lists_paths_pairs_and_samples(potstill, run_folder, coca_teache
     got = potstill("inspect", "model", coca_teacher)
     assert got.code == 0
     assert "image_encoder" in got.out
+    assert potstill("inspect", coca_teacher).out == got.out
     got = potstill("inspect", "pair", run_folder / "student", coca_teacher)
     assert got.code == 0
     assert "multimodal_decoder" in got.out
     got = potstill("inspect", "data", "--task", "vqa", "--n", 4, "--out", tmp_path / "sheet.png")
     assert got.code == 0
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_shows_output_shapes_on_the_data_of_a_recipe(potstill, coca_teacher, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(potstill("config", "show", "kd-scenes", "--set", "data.concepts=12").out)
+    assert "× 36 × 16" in potstill("inspect", coca_teacher, "--recipe", recipe).out
 
 
 def test_report_is_written_again_for_one_run_and_for_two(potstill, run_folder, tmp_path):

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-app = typer.Typer(help="Look at models and data before distilling.", no_args_is_help=True)
+
+class _ModelFirst(TyperGroup):
+    """``potstill inspect coca-scenes`` is ``potstill inspect model coca-scenes``."""
+
+    def resolve_command(self, ctx, args):
+        if args and args[0] not in self.commands:
+            args = ["model", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(help="Look at models and data before distilling.", no_args_is_help=True, cls=_ModelFirst)
+
+ShapesOption = Annotated[
+    str | None, typer.Option("--recipe", help="Run it on two samples of this recipe's data, to show output shapes.")
+]
 
 
 @app.command("model")
 def model(
     name: Annotated[str, typer.Argument(help="Folder, packaged name or hub name.")],
+    recipe: ShapesOption = None,
     depth: Annotated[int, typer.Option(help="How deep to list modules.")] = 2,
 ) -> None:
     """List module paths, shapes, heads and parameters of a model."""
@@ -21,13 +37,15 @@ def model(
     from potstill.models.load import load_model
     from potstill.taps.inspect import describe_model, render
 
-    Console().print(render(describe_model(load_model(name, where="model")), max_depth=depth))
+    loaded = load_model(name, where="model")
+    Console().print(render(describe_model(loaded, _example(loaded, recipe)), max_depth=depth))
 
 
 @app.command("pair")
 def pair(
     student: Annotated[str, typer.Argument(help="The student: folder, packaged name or hub name.")],
     teacher: Annotated[str, typer.Argument(help="The teacher, likewise.")],
+    recipe: ShapesOption = None,
 ) -> None:
     """Propose modules, layer maps and projectors for a student and a teacher."""
     from rich.console import Console
@@ -35,7 +53,22 @@ def pair(
     from potstill.models.load import load_model
     from potstill.taps.inspect import propose, render
 
-    Console().print(render(propose(load_model(student, where="student"), load_model(teacher, where="teacher"))))
+    models = load_model(student, where="student"), load_model(teacher, where="teacher")
+    Console().print(render(propose(*models, *(_example(m, recipe) for m in models))))
+
+
+def _example(model: Any, recipe: str | None) -> dict[str, Any] | None:
+    """Return what the model takes of two samples, or None without a recipe."""
+    if recipe is None:
+        return None
+    from potstill.recipe import load_recipe
+    from potstill.run.build import build_source
+    from potstill.taps.inputs import model_inputs
+
+    resolved = load_recipe(recipe)
+    source = build_source(resolved)
+    data = source.split("train")
+    return model_inputs(model, resolved.inputs)(source.collator([data[0], data[1]]))
 
 
 @app.command("data")

@@ -15,10 +15,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in CATALOGUE], indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("system", "kind", "paper", "names", "recipe", "evidence", title="Distillation systems")
     for row in CATALOGUE:
-        table.add_row(row.name, row.kind, row.paper, ", ".join(row.api), row.recipe or "-", row.evidence or "-")
-    Console().print(table)
+        facts = [f"recipe {row.recipe}"] if row.recipe else []
+        facts += [f"evidence {row.evidence}"] if row.evidence else []
+        typer.echo(f"{row.name} ({row.kind})\n  {row.paper}\n  {', '.join(row.api)}\n  {'; '.join(facts) or '-'}\n")

@@ -116,7 +116,7 @@ def find_model(
         return path
     if isinstance(name_or_path, Path) or not _HUB_NAME.match(name) or name.startswith("."):
         raise RecipeError(
-            "there is no such folder", where=where, got=name, hint=f"Packaged: {suggest(name, packaged_models())}"
+            "there is no such folder", where=where, got=name, hint=f"Packaged models: {', '.join(packaged_models())}."
         )
     return _download(name, revision, allow_pickle, where)
 
