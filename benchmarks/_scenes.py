@@ -34,8 +34,6 @@ def base_recipe(options: argparse.Namespace) -> dict[str, Any]:
             recipe["train"][key] = getattr(options, key)
     recipe["policy"].update(round_steps=options.round_steps)
     hidden_of(recipe)["weight"] = options.hidden_weight
-    if getattr(options, "init", "sliced") == "random":
-        recipe["student"]["init"] = "random"
     return recipe
 
 
@@ -62,6 +60,7 @@ def budget_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> dict[st
         "learning_rate": recipe["train"]["learning_rate"],
         "round_steps": options.round_steps,
         "hidden_weight": options.hidden_weight,
+        "student": " ".join(f"{k}={v}" for k, v in recipe["student"].items()).replace("builder=", ""),
     }
 
 

@@ -24,7 +24,7 @@ from _record import RESULTS, append_rows, origin, read_rows, write_rows
 
 SYSTEMS = ("reference", "per_term", "prediction", "uniform")
 CONVERGED = "image_encoder"
-SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "frozen")
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student", "frozen")
 
 
 def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:

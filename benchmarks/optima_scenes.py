@@ -39,7 +39,7 @@ EQUAL = tuple(f"={s}" for s in ("optima", "uniform", "round_robin", *FIXED))
 SYSTEMS = ("optima", "none", "uniform", "all", "all/3", *FIXED, "round_robin", "thompson", "greedy",
            "optima-reference", "optima-per_term", *EQUAL)  # fmt: skip
 AGAINST = ("optima", "none", "uniform", "all")
-SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "init")
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student")
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MEASURES = (
     "L_pred",
@@ -95,7 +95,6 @@ def run(options: argparse.Namespace) -> None:
             continue
         row = {
             **budget,
-            "init": options.init,
             "system": system,
             "seed": seed,
             **bench.run(recipe_of(base, system, seed)),
@@ -151,8 +150,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         first = next(iter(table.values()))["L_pred"]
         text += [
             f"Setting {setting}: {first['steps']} steps of {first['batch_size']}, rounds of "
-            f"{first['round_steps']}, hidden weight {first['hidden_weight']}, student "
-            f"{first['init']}. Means ± 95 % interval over seeds; differences are "
+            f"{first['round_steps']}, hidden weight {first['hidden_weight']}, student: "
+            f"{first['student']}. Means ± 95 % interval over seeds; differences are "
             "paired by seed, bold where the interval excludes 0. Lower L_pred is better.",
             "",
             "| system | seeds | L_pred | minus optima | minus none | " + " | ".join(TASKS) + " |",
@@ -177,7 +176,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, steps=600, round_steps=10, hidden_weight=0.1)
     parser.add_argument("--systems", help="with commas; all of them if left out")
-    parser.add_argument("--init", choices=("sliced", "random"), default="sliced", help="start of the student")
     parser.add_argument("--out", type=Path, default=RESULTS / "optima_scenes_runs.csv")
     parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()
