@@ -31,6 +31,8 @@ from potstill.run import prepare
 
 GOAL = 1.05
 
+STUDENT = "student={builder: depth, layers: 1}"  # as wide as the teacher: the loop by hand has no projectors
+
 
 def kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     counts = labels != -100
@@ -118,7 +120,7 @@ def farthest(one: nn.Module, other: nn.Module) -> float:
 
 def measure(steps: int, batch_size: int) -> dict[str, object]:
     changes = [f"train.steps={steps}", f"train.batch_size={batch_size}", "train.threads=1"]
-    recipe = load_recipe("optima-scenes", [*changes, f"train.checkpoint_every={steps + 1}", "policy=null"])
+    recipe = load_recipe("optima-scenes", [*changes, f"train.checkpoint_every={steps + 1}", "policy=null", STUDENT])
     teacher = untrained_teacher()
     with tempfile.TemporaryDirectory() as folder:
         built = prepare(recipe, Path(folder), teacher=teacher)

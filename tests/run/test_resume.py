@@ -20,7 +20,6 @@ TEACH = (
     f"student.fields={{stem: conv, {SIZES}, {REST}, tie_word_embeddings: true, pooling: cascade}}",
     *(
         "data.concepts=12",
-        "student={builder: depth, layers: 1}",
         "train.batch_size=8",
         "train.checkpoint_every=2",
         "train.log_every=1",
