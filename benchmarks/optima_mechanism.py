@@ -91,7 +91,7 @@ def main() -> None:
     from _scenes import add_options
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=600, round_steps=5, hidden_weight=0.1)
+    add_options(parser, steps=600, round_steps=5, hidden_weight=0.01)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="with commas")
     parser.add_argument("--frozen", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-frozen lets the copied image encoder train")  # fmt: skip

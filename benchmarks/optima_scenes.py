@@ -174,7 +174,7 @@ def main() -> None:
     from _scenes import add_options
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=600, round_steps=10, hidden_weight=0.1)
+    add_options(parser, steps=600, round_steps=10, hidden_weight=0.01)
     parser.add_argument("--systems", help="with commas; all of them if left out")
     parser.add_argument("--out", type=Path, default=RESULTS / "optima_scenes_runs.csv")
     parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
