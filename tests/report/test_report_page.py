@@ -26,7 +26,7 @@ def test_out_may_be_a_file_in_a_new_folder_or_a_folder(run, tmp_path):
 
 def test_page_says_what_was_distilled_into_what(run):
     text = read(build_report(run)).text
-    assert "builtin:scenes-teacher (CocaModel, 3.91 M parameters) was distilled into depth 2/2/2, width 96" in text
+    assert "builtin:scenes-teacher (CocaModel, 3.91 M parameters) was distilled into a CocaModel of 1.20 M" in text
     assert "3.2×" in text  # 3,912,448 / 1,204,224 parameters
     assert "3.0×" in text  # 4.31 ms / 1.42 ms
 

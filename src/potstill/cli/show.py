@@ -58,7 +58,7 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         if model:
             console.print(f"{role}: {model['class']} ({model['model']}), {model['parameters'] / 1e6:.2f}M parameters")
     if plan["modules"]:
-        table = Table("module", "student layer", "teacher layer", "shapes", "projector", title=f"Plan: {plan['name']}")
+        table = _table("module", "student layer", "teacher layer", "shapes", "projector", title=f"Plan: {plan['name']}")
         for module in plan["modules"]:
             for pair in module["pairs"]:
                 table.add_row(
@@ -69,9 +69,11 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
                     "yes" if pair["projector"] else "-",
                 )
         console.print(table)
-    table = Table("objective", "loss", "role", "weight", "on")
+    table = _table("objective", "loss", "role", "on", "weight", "at start")
     for row in plan["objectives"]:
-        table.add_row(row["name"], row["loss"], row["role"], f"{row['weight']:g}", row["on"] or row["module"] or "-")
+        start = "-" if row["start"] is None else f"{row['start']:.3g}"
+        place = row["on"] or row["module"] or "-"
+        table.add_row(row["name"], row["loss"], row["role"], place, f"{row['weight']:g}", start)
     console.print(table)
     policy = plan["policy"]
     if policy:
@@ -84,6 +86,13 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         f"train: {train['steps']} steps of {train['batch_size']} x {train['accumulation']}, "
         f"{train['optimizer']} {train['learning_rate']:g} {train['schedule']}, {train['precision']}"
     )
+
+
+def _table(*names: str, title: str | None = None) -> Table:
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name, overflow="fold")  # a path cut short says nothing
+    return table
 
 
 def show_metrics(models: Mapping[str, Mapping[str, Any] | None], console: Console | None = None) -> None:

@@ -41,7 +41,7 @@ def lead(runs: list[Run]) -> str:
         return f"{listed([run.label for run in runs])}: no plan was found, so the page shows only what was measured."
     taught = [plan for plan in plans if plan.teacher]
     teachers = list(dict.fromkeys(_model(plan.teacher) for plan in taught))
-    students = [_model(plan.student) if plan.student else "a student" for plan in plans]
+    students = [_student(plan.student) if plan.student else "a student" for plan in plans]
     if not taught:
         return f"{listed(students)} {'was' if len(plans) == 1 else 'were'} trained on labels alone, without a teacher."
     if len(plans) == 1:
@@ -89,6 +89,13 @@ def how(run: Run) -> str:
     if plan.modules:
         words.append(f"hidden states of {listed([module.name for module in plan.modules])}")
     return ", ".join(words)
+
+
+def _student(info: ModelInfo) -> str:
+    """A student has no name yet, only a class and the builder that made it."""
+    size = f" of {scaled(info.parameters)} parameters" if info.parameters else ""
+    builder = f" (builder: {shorten(info.model, 80)})" if info.model else ""
+    return f"a {info.class_name or 'model'}{size}{builder}"
 
 
 def _model(info: ModelInfo) -> str:

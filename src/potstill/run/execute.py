@@ -17,6 +17,7 @@ from potstill.errors import InputError, IntegrityError, Interrupted, NumericsErr
 from potstill.recipe import Recipe, load_recipe
 from potstill.run.folder import RunFolder, explain_disk
 from potstill.run.measure import Run, finish
+from potstill.run.planning import imbalance
 from potstill.run.prepare import Prepared, Teachers, prepare, with_source
 from potstill.run.watch import Progress, ReportSteps, StopOnSignal
 from potstill.train.checkpoint import load_weights, newest_valid, save_weights, seal, verify, write_json
@@ -93,6 +94,8 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             if folder.is_writer:
                 write_json(folder / "plan.json", {**built.plan, "stages": plans} if multiple else built.plan)
             progress({"event": "plan", "plan": built.plan, "stage": name, "stages": len(stages)})
+            if uneven := imbalance(built.plan):
+                progress({"event": "note", "text": uneven})
             _train(built, checkpoints, resume and i == state["stage"], stopper, progress)
             _keep(folder, finished, student, i, len(stages))
         built.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -62,13 +62,29 @@ def make_plan(
         "teacher": _describe(teacher, recipe.teacher.model if recipe.teacher else None),
         "student": _describe(student, recipe.student.builder),
         "modules": rows,
-        "objectives": [o.describe() for o in model.objectives],
+        "objectives": [{**o.describe(), "start": trainer.start.get(o.name)} for o in model.objectives],
         "parts": [{"name": n, "parameters": _parameters(p)} for n, p in model.parts.items()],
         "untrained": trainer.untrained,
         "policy": policy,
         "data": {"source": recipe.data.source, **source.describe()},
         "train": recipe.train.model_dump(),
     }
+
+
+def imbalance(plan: Mapping[str, Any]) -> str | None:
+    """Say so if the terms on hidden states begin heavier than all others together; else None.
+
+    Such a run matches hidden states and little else, and with a policy every change of the arm jerks the student.
+    """
+    rows = [row for row in plan["objectives"] if row["start"] is not None]
+    hidden = sum(row["weight"] * row["start"] for row in rows if row["role"] == "hidden")
+    rest = sum(row["weight"] * row["start"] for row in rows if row["role"] != "hidden")
+    if not 0 < rest < hidden:
+        return None
+    return (
+        f"the terms on hidden states begin {hidden / rest:.1f} times as heavy as all others together; "
+        f"{rest / hidden / 3:.2g} times their weight would make them a third"
+    )
 
 
 def _describe(model: nn.Module | None, name: str | None) -> dict[str, Any] | None:

@@ -129,18 +129,22 @@ class DistillModule(nn.Module):
         """Return the shape that every tap of the student sees on this batch."""
         return {tap: list(value.shape) for tap, value in self.observe(batch).hidden.items()}
 
-    def freeze_unreached(self, batch: Mapping[str, Any], signal: Signal | None) -> list[str]:
-        """Freeze the student's parameters that no objective reaches, and return their names.
+    def rehearse(self, batch: Mapping[str, Any], signal: Signal | None) -> tuple[dict[str, float], list[str]]:
+        """Go through one step without taking it, and freeze the student's parameters that no objective reaches.
 
         They would only suffer weight decay, and DDP would wait for their gradients for ever.
+
+        Returns:
+            The value of every objective before weighting, and the names of the frozen parameters.
         """
         with torch.random.fork_rng(devices=[]):
-            self(batch, signal).loss.backward()
+            output = self(batch, signal)
+            output.loss.backward()
         names = [n for n, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
         self.zero_grad(set_to_none=True)
         for name in names:
             self.student.get_parameter(name).requires_grad_(False)
-        return names
+        return {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}, names
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""

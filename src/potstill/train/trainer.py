@@ -144,7 +144,7 @@ class DistillationTrainer(Trainer):
         signal = self.teacher.signal(batch) if self.teacher is not None else None
         self.model.build_parts(batch, signal, seed=self.args.seed)
         self.shapes = self.model.shapes(batch), {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
-        self.untrained = self.model.freeze_unreached(batch, signal)
+        self.start, self.untrained = self.model.rehearse(batch, signal)
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
         indices = list(indices)
