@@ -97,10 +97,12 @@ def optima_in_short() -> str:
     of = {r["system"]: r for r in rows if r["setting"] == rows[0]["setting"]}
     body = []
     for system, words in shown.items():
+        if system not in of:
+            continue
         r = of[system]
         gap = f"{r['minus_none']} ± {r['minus_none_ci95']}" if r["minus_none"] else "–"
-        body.append([words, f"{r['mean']} ± {r['ci95']}", gap])
-    return table(["system", "L_pred", "minus plain KD, paired"], body)
+        body.append([words, r["seeds"], f"{r['mean']} ± {r['ci95']}", gap])
+    return table(["system", "seeds", "L_pred", "minus plain KD, paired"], body)
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
