@@ -88,9 +88,9 @@ def demo() -> str:
 
 def optima_in_short() -> str:
     path = RESULTS / "optima_scenes.csv"
-    if not path.is_file():
+    rows = [r for r in read(path.name) if r["measure"] == "L_pred"] if path.is_file() else []
+    if not rows:
         return "Not measured yet."
-    rows = [r for r in read(path.name) if r["measure"] == "L_pred"]
     shown = {
         "none": "plain KD, no hidden states", "optima": "OPTIMA", "uniform": "a module at random", "all": "all modules"
     }  # fmt: skip

@@ -57,7 +57,7 @@ def test_nonsense_is_repeated_with_the_form_that_is_read(override):
             "objectives[9].weight=1",
             "--set objectives[9].weight: there is no such entry; expected an index below 5; got 9",
         ),
-        ("train.steps[0]=3", "--set train.steps[0]: there is no such entry; expected a list; got 600"),
+        ("train.steps[0]=3", "--set train.steps[0]: there is no such entry; expected a list; got 800"),
         ("train[0]=3", "--set train[0]: there is no such entry; expected a list"),
         ("name.x=3", '--set name.x: "x" is looked for in something that is no section; got optima-scenes'),
         ("objectives.weight=1", '--set objectives.weight: "weight" is looked for in something that is no section'),
