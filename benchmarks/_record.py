@@ -51,6 +51,14 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if changed else "")
 
 
+def summary_of(runs: Path) -> Path:
+    """Return the file for the summary of a file of runs: its name without "_runs"."""
+    summary = runs.with_name(runs.name.replace("_runs", ""))
+    if summary == runs:
+        raise SystemExit(f'{runs}: the runs need a name with "_runs", the summary gets the one without')
+    return summary
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file. Columns stand in the order in which the fullest row first names them."""
     rows = list(rows)

@@ -111,7 +111,9 @@ def _share(arms: list[str], module: str) -> str | float:
     return round(sum(module in arm.split("+") for arm in arms) / len(arms), 4) if arms else ""
 
 
-def add_options(parser: argparse.ArgumentParser, *, steps: int, round_steps: int, hidden_weight: float) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, *, steps: int, round_steps: int, hidden_weight: float, out: Path
+) -> None:
     """Add the options that every experiment on the scenes takes."""
     parser.add_argument("--seeds", default="0-4", help="first-last or a list with commas")
     parser.add_argument("--steps", type=int, default=steps)
@@ -126,6 +128,8 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, round_steps: int
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override of the recipe: student.layers=2"
     )
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     parser.add_argument("--shard", default="0/1", help="this process does every n-th run: i/n")
 
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, append_rows, origin, read_rows, write_rows
+from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
 
 SYSTEMS = ("reference", "per_term", "prediction", "uniform")
 CONVERGED = "image_encoder"
@@ -91,17 +90,15 @@ def main() -> None:
     from _scenes import add_options
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=600, round_steps=5, hidden_weight=0.01)
+    add_options(parser, steps=600, round_steps=5, hidden_weight=0.01, out=RESULTS / "optima_mechanism_runs.csv")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="with commas")
     parser.add_argument("--frozen", action=argparse.BooleanOptionalAction, default=True,
                         help="--no-frozen lets the copied image encoder train")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS / "optima_mechanism_runs.csv")
-    parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()
     if not options.summary:
         return run(options)
     rows = summarise(read_rows(options.out))
-    write_rows(options.out.with_name(options.out.name.replace("_runs", "")), rows)
+    write_rows(summary_of(options.out), rows)
     for row in rows:
         if row["measure"] == f"late_share_{CONVERGED}":
             print(f"{row['setting']} {row['system']:12} {row['mean']} ± {row['ci95']} ({row['seeds']} seeds), "

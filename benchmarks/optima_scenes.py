@@ -27,10 +27,9 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, append_rows, origin, read_rows, write_rows
+from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
 
 SINGLE = ("image_encoder", "text_decoder", "multimodal_decoder")
 FIXED = tuple(f"fixed:{m}" for m in SINGLE)
@@ -174,17 +173,13 @@ def main() -> None:
     from _scenes import add_options
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=600, round_steps=10, hidden_weight=0.01)
+    add_options(parser, steps=600, round_steps=10, hidden_weight=0.01, out=RESULTS / "optima_scenes_runs.csv")
     parser.add_argument("--systems", help="with commas; all of them if left out")
-    parser.add_argument("--out", type=Path, default=RESULTS / "optima_scenes_runs.csv")
-    parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()
     if not options.summary:
         return run(options)
     rows = summarise(read_rows(options.out))
-    summary = options.out.with_name(options.out.name.replace("_runs", "")).with_suffix(".csv")
-    if summary == options.out:
-        raise SystemExit(f'{options.out}: the runs need a name with "_runs", the summary gets the one without')
+    summary = summary_of(options.out)
     write_rows(summary, rows)
     text = markdown(rows)
     summary.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -66,9 +66,7 @@ def _example(model: Any, recipe: str | None) -> dict[str, Any] | None:
     from potstill.taps.inputs import model_inputs
 
     resolved = load_recipe(recipe)
-    source = build_source(resolved)
-    data = source.split("train")
-    return model_inputs(model, resolved.inputs)(source.collator([data[0], data[1]]))
+    return model_inputs(model, resolved.inputs)(build_source(resolved).example())
 
 
 @app.command("data")

@@ -31,6 +31,11 @@ class DataSource:
         """Return the dataset of a split."""
         return self.make(name, size)
 
+    def example(self) -> dict[str, Any]:
+        """Return a batch of the first two training samples, of one twice if there is only one: to probe shapes on."""
+        data = self.split("train")
+        return self.collator([data[0], data[min(1, len(data) - 1)]])
+
     def describe(self) -> dict[str, Any]:
         """Return the plan's row about the data."""
         return dict(self.facts)

@@ -142,12 +142,9 @@ class ReadoutObjective(Objective):
         side = round(self._tokens**0.5)
         if side * side != self._tokens:
             raise RecipeError("the tapped tokens form no square grid", where=self.name, got=f"{self._tokens} tokens")
-        rows, columns = side, side
-        if height % rows or width % columns:
-            raise RecipeError(
-                f"a {height}x{width} label map cannot be cut into {rows}x{columns} cells", where=self.name
-            )
-        cells = maps.view(n, rows, height // rows, columns, width // columns).transpose(2, 3).flatten(3).flatten(1, 2)
+        if height % side or width % side:
+            raise RecipeError(f"a {height}x{width} label map cannot be cut into {side}x{side} cells", where=self.name)
+        cells = maps.view(n, side, height // side, side, width // side).transpose(2, 3).flatten(3).flatten(1, 2)
         present = cells != IGNORE_INDEX
         label = cells.amax(-1)  # -100 is smaller than any class
         enough = present.float().mean(-1) >= 0.25

@@ -50,8 +50,9 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     device = built.trainer.args.device
     student = built.student.requires_grad_(True).eval()
     progress({"event": "measure", "what": "export"})
-    example = built.source.collator([built.source.split("train")[i] for i in range(2)])
-    export_student(student, folder / "student", processor=built.source.processor, batch=example, overwrite=True)
+    export_student(
+        student, folder / "student", processor=built.source.processor, batch=built.source.example(), overwrite=True
+    )
     write_json(folder / "metrics.json", _metrics(recipe, built, progress))
     if recipe.evaluate.shown:
         models = {"teacher": built.teacher, "student": student}

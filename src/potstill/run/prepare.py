@@ -103,9 +103,7 @@ def prepare(
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
     modules = build_modules(recipe, student, teacher)
-    dataset = source.split("train")
-    batch = source.collator([dataset[0], dataset[min(1, len(dataset) - 1)]])
-    by_section = build_objectives(recipe, student, modules, batch)
+    by_section = build_objectives(recipe, student, modules, source.example())
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -124,7 +122,7 @@ def prepare(
             args=build_arguments(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
-            train_dataset=dataset,
+            train_dataset=source.split("train"),
             data_collator=source.collator,
             history=history,
             stage=stage,

@@ -110,8 +110,7 @@ class SceneDataset(Dataset):
         self.world = World(pack, self.concepts, self.vendors, builder)
         self.painter = Painter(pack, concepts, self.vendors, image_size)
         self.answers = closed_answers(self.concepts)
-        self._finder = PhraseFinder(self.concepts)
-        self._give_phrases = phrases or "grounding" in self.tasks
+        self._finder = PhraseFinder(self.concepts) if phrases or "grounding" in self.tasks else None
         self.task_labels = {
             "vqa": self.answers,
             "entailment": list(ENTAILMENT_LABELS),
@@ -141,7 +140,7 @@ class SceneDataset(Dataset):
         for index, task, draws in zip(indices, self.tasks_of(indices), draws_for(self._scene_key, indices)):
             sample = self._makers[task](draws)
             sample["task"], sample["index"] = task, index
-            if self._give_phrases:
+            if self._finder is not None:
                 sample["phrases"] = self._phrases(sample)
             samples.append(sample)
         pictures = self.painter.paint([scene for sample in samples for scene in sample["scenes"]])
