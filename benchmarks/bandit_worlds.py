@@ -18,22 +18,17 @@ It prints a table and writes ``benchmarks/results/bandit_worlds.csv``; half a mi
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _record import RESULTS, origin, write_rows
 
 from potstill.policies import POLICIES, FixedArmPolicy, Policy
 
 ROUNDS = 1000
-RESULTS = Path(__file__).parent / "results" / "bandit_worlds.csv"
 REMOVABLE, SHARE, NOISE = (4.0, 2.0, 1.0), 0.004, 0.004
 MEANS_POLICIES = ("optima", "thompson", "greedy", "uniform", "round_robin")
 DIMINISHING_POLICIES = (*MEANS_POLICIES, "clairvoyant", "fixed 0", "fixed 1", "fixed 2")
@@ -146,12 +141,13 @@ def run_diminishing(policy: str, seeds: int) -> Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "bandit_worlds.csv")
     parser.add_argument("--means-seeds", type=int, default=60)
     parser.add_argument("--diminishing-seeds", type=int, default=40)
     parser.add_argument("--short-seeds", type=int, default=400)
     options = parser.parse_args()
 
+    where = origin()
     results = [run_means(world, policy, options.means_seeds) for world in MEANS for policy in MEANS_POLICIES]
     results += [run_diminishing(policy, options.diminishing_seeds) for policy in DIMINISHING_POLICIES]
     results += [
@@ -159,32 +155,22 @@ def main() -> None:
         for rounds in (30, 60, 150, 300)
         for policy, warmup_rounds in (("optima", 1), ("optima", 3), ("optima", 10), ("uniform", 10))
     ]
-    where = {
-        "machine": f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, "
-        f"numpy {np.__version__}",
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["world", "policy", "measure", "mean", "ci95", "seeds", *where])
-        for result in results:
-            digits = 1 if result.measure == "regret" else 4
-            numbers = (f"{result.mean:.{digits}f}", f"{result.ci95:.{digits}f}")
-            row = [result.world, result.policy, result.measure, *numbers, len(result.values)]
-            writer.writerow([*row, *where.values()])
-            print(f"{row[0]:<27} {row[1]:<13} {row[2]:<10} {row[3]:>8} ± {row[4]:<7} {row[5]} seeds")
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], capture_output=True, text=True, check=True, cwd=RESULTS.parents[1]
-        ).stdout
-
-    # A table made from code that no commit holds must say so.
-    return git("rev-parse", "--short", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    rows = []
+    for result in results:
+        digits = 1 if result.measure == "regret" else 4
+        rows.append(
+            {
+                "world": result.world,
+                "policy": result.policy,
+                "measure": result.measure,
+                "mean": f"{result.mean:.{digits}f}",
+                "ci95": f"{result.ci95:.{digits}f}",
+                "seeds": len(result.values),
+            }
+        )
+        world, policy, measure, mean, ci95, seeds = rows[-1].values()
+        print(f"{world:<27} {policy:<13} {measure:<10} {mean:>8} ± {ci95:<7} {seeds} seeds")
+    write_rows(options.out, [row | where for row in rows])
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ writes ``benchmarks/results/baselines_digits.csv``. One learning rate takes some
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import itertools
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _record import RESULTS, origin, write_rows
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -34,7 +31,6 @@ TEACHER_LABELS, STUDENT_LABELS = 1000, 200
 BATCH, NOISE = 64, 0.1
 TEACHER_RATE, STUDENT_RATES = 1e-3, (1e-3, 3e-3, 1e-2)
 T_CRITICAL_9 = 2.2621572  # two-sided 95 % point of Student's t with 9 degrees of freedom
-OUT = Path(__file__).parent / "results" / "baselines_digits.csv"
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -160,54 +156,22 @@ def summary(runs: list[dict[tuple[str, float], float]]) -> list[dict[str, object
     return rows
 
 
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} thread, torch {torch.__version__}"
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "baselines_digits.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    started, revision = time.perf_counter(), commit()
+    started, where = time.perf_counter(), origin()
     runs = []
     for seed in range(10):
         runs.append(one_seed(seed, args.steps))
         print(seed, " ".join(f"{name}@{rate:g} {value:.2f}" for (name, rate), value in runs[-1].items()), flush=True)
-    where = {
-        "seeds": len(runs),
-        "steps": args.steps,
-        "seconds": f"{time.perf_counter() - started:.0f}",
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
-        "commit": revision,
-    }
-    rows = [row | where for row in summary(runs)]
-    fields = list(dict.fromkeys(field for row in rows[::-1] for field in row))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    budget = {"seeds": len(runs), "steps": args.steps, "seconds": f"{time.perf_counter() - started:.0f}"}
+    rows = summary(runs)
+    write_rows(args.out, [row | budget | where for row in rows])
     for row in rows:
-        print(", ".join(f"{key} {row[key]}" for key in list(row)[:9] if key not in where))
+        print(", ".join(f"{key} {row[key]}" for key in row))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,13 @@ split and measured on 6,000 of the test split. Writes benchmarks/results/blind_b
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import subprocess
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import torch
+from _record import RESULTS, origin, write_rows
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "blind_baselines.csv"
 TRAIN, TEST = 30_000, 6_000
 CHANCE = {"entailment": 1 / 3, "nlvr2": 1 / 2}
 ALLOWED = {"entailment": 0.03, "nlvr2": 0.05}  # above chance
@@ -120,15 +116,24 @@ def main() -> None:
     parser.add_argument("--model", help="a CoCa for the scenes: a shipped name or a folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    date = datetime.date.today().isoformat()
+    where = origin()
     rows, leaks = [], []
 
     def report(task: str, scenes: str, baseline: str, right: Counter, asked: Counter) -> None:
         for kind in ["all", *sorted(set(asked) - {"all"})]:
             accuracy = right[kind] / asked[kind]
             error = (accuracy * (1 - accuracy) / asked[kind]) ** 0.5
-            rows.append([date, commit, task, scenes, baseline, kind, f"{accuracy:.4f}", f"{error:.4f}", asked[kind]])
+            rows.append(
+                {
+                    "task": task,
+                    "scenes": scenes,
+                    "baseline": baseline,
+                    "kind": kind,
+                    "accuracy": f"{accuracy:.4f}",
+                    "stderr": f"{error:.4f}",
+                    "samples": asked[kind],
+                }
+            )
             print(f"{task:11} {scenes:12} {baseline:14} {kind:11} {accuracy:.3f} ± {error:.3f}  (n = {asked[kind]})")
 
     for scenes, arguments in (("1-4 objects", {}), ("1 object", {"max_objects": 1})):
@@ -140,10 +145,7 @@ def main() -> None:
     if options.model:
         for (task, shown), counts in with_model(options.model).items():
             report(task, "1-4 objects", f"{options.model}, {shown}", *counts)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["date", "commit", "task", "scenes", "baseline", "kind", "accuracy", "stderr", "samples"])
-        writer.writerows(rows)
+    write_rows(RESULTS / "blind_baselines.csv", [row | where for row in rows])
     if leaks:
         raise SystemExit(f"the text gives the label away: {'; '.join(leaks)}")
 

@@ -8,20 +8,15 @@ compare. Appends to benchmarks/results/scenes_speed.csv.
 
 from __future__ import annotations
 
-import csv
-import datetime
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _record import RESULTS, append_rows, origin
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "scenes_speed.csv"
 BATCH = 96
 
 
@@ -64,18 +59,11 @@ def measure() -> list[tuple[str, float, float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = f"{platform.machine()} {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
-    date = datetime.date.today().isoformat()
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(["machine", "date", "commit", "what", "value", "unit"])
-        for what, wall, processor in measure():
-            print(f"{what:45} {wall:9.0f} a second, {processor:9.0f} a processor second")
-            writer.writerow([machine, date, commit, what, round(wall), "per second"])
-            writer.writerow([machine, date, commit, what, round(processor), "per processor second"])
+    where = {"load": f"{os.getloadavg()[0]:.1f}"} | origin()
+    for what, wall, processor in measure():
+        print(f"{what:45} {wall:9.0f} a second, {processor:9.0f} a processor second")
+        row = {"what": what, "per_second": round(wall), "per_processor_second": round(processor)}
+        append_rows(RESULTS / "scenes_speed.csv", [row | where])
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def optima_in_short() -> str:
     shown = {
         "none": "plain KD, no hidden states", "optima": "OPTIMA", "uniform": "a module at random", "all": "all modules"
     }  # fmt: skip
-    of = {r["system"]: r for r in rows if r["setting"] == rows[0]["setting"]}
+    widest = max(rows, key=lambda r: int(r["seeds"]))["setting"]
+    of = {r["system"]: r for r in rows if r["setting"] == widest}
     body = []
     for system, words in shown.items():
         if system not in of:
