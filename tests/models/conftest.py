@@ -59,3 +59,21 @@ def batch():
         "nlvr2_labels": torch.tensor([-100, -100, -100, 1]),
         "sample_id": torch.arange(4),
     }
+
+
+@pytest.fixture
+def inputs(batch):
+    """The batch without labels: what the model is asked at use."""
+    return {key: value for key, value in batch.items() if not key.endswith("_labels") and key != "sample_id"}
+
+
+@pytest.fixture
+def captured():
+    """``captured(model, path)`` is a list that collects what the module there returns."""
+
+    def collect(model, path):
+        store = []
+        model.get_submodule(path).register_forward_hook(lambda module, args, output: store.append(output))
+        return store
+
+    return collect

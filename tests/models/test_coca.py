@@ -5,26 +5,12 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface, DynamicCache, EncoderDecoderCache
+from transformers import AttentionInterface
 
 from potstill.errors import InputError, ShapeError
 from potstill.models.coca import CocaConfig, CocaModel
 from potstill.models.coca_layers import text_mask
 from potstill.models.coca_losses import info_nce, mean_cross_entropy
-
-LABELS = ("caption_labels", "vqa_labels", "nlvr2_labels", "sample_id")
-
-
-@pytest.fixture
-def inputs(batch):
-    return {key: value for key, value in batch.items() if key not in LABELS}
-
-
-def captured(model, path):
-    """Collect what the module at ``path`` returns."""
-    store = []
-    model.get_submodule(path).register_forward_hook(lambda module, args, output: store.append(output))
-    return store
 
 
 @pytest.mark.parametrize("pooling", ["cascade", "parallel", "shared"])
@@ -42,7 +28,7 @@ def test_outputs_have_the_promised_shapes(tiny_model, batch, pooling, stem):
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "text_decoder", "multimodal_decoder"])
-def test_every_block_returns_its_hidden_states_as_one_tensor(tiny_model, inputs, part):
+def test_every_block_returns_its_hidden_states_as_one_tensor(tiny_model, inputs, part, captured):
     model = tiny_model()
     stores = [captured(model, f"{part}.blocks.{i}") for i in range(2)]
     model(**inputs)
@@ -50,7 +36,7 @@ def test_every_block_returns_its_hidden_states_as_one_tensor(tiny_model, inputs,
     assert [tuple(store[0].shape) for store in stores] == [want, want]
 
 
-def test_text_blocks_see_one_position_more_only_with_contrast(tiny_model, batch, inputs):
+def test_text_blocks_see_one_position_more_only_with_contrast(tiny_model, batch, inputs, captured):
     model = tiny_model()
     store = captured(model, "text_decoder.blocks.1")
     model(**inputs)
@@ -139,7 +125,7 @@ def test_the_second_picture_and_the_order_of_pictures_matter(tiny_model, inputs)
     assert (model(**inputs).task_logits["nlvr2"][3] - swapped.task_logits["nlvr2"][3]).abs().max() > 1e-3
 
 
-def test_only_present_pictures_are_encoded(tiny_model, inputs):
+def test_only_present_pictures_are_encoded(tiny_model, inputs, captured):
     model = tiny_model()
     store = captured(model, "image_encoder")
     model(**inputs)
@@ -296,7 +282,7 @@ def test_autocast_is_close_to_full_precision(tiny_model, batch):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_gives_equal_gradients(tiny_model, batch, use_reentrant):
+def test_gradient_checkpointing_gives_equal_gradients(tiny_model, batch, use_reentrant, captured):
     plain, saving = tiny_model().train(), tiny_model().train()
     saving.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     passes = captured(saving, "multimodal_decoder.blocks.0.self_attn.q_proj")
@@ -332,99 +318,6 @@ def test_a_registered_attention_function_is_used_by_every_attention_module(tiny_
     assert len(calls) == 2 + 2 + 2 + 2 * 2  # image blocks, poolers, text blocks, self- and cross-attention
     assert {call[0] for call in calls} == {"CocaAttention"}
     assert [index for _, index, is_causal, _ in calls if is_causal] == [0, 1, 2, 3]
-
-
-def naive_greedy(model, pixels, mask, ids, length):
-    rows = []
-    for row, row_mask, start in zip(pixels, mask, ids):
-        text = start[None]
-        while text.shape[1] < length and int(text[0, -1]) != model.config.eos_token_id:
-            logits = model(row[None], row_mask[None], input_ids=text).caption_logits[:, -1]
-            text = torch.cat([text, logits.argmax(-1, keepdim=True)], dim=1)
-        rows.append(F.pad(text[0], (0, length - text.shape[1]), value=model.config.pad_token_id))
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_generation_equals_a_naive_loop_and_stops_at_eos(tiny_model, inputs, use_cache, attention):
-    model = tiny_model(vocab_size=8, seed=3)
-    pixels, mask = inputs["pixel_values"], inputs["image_mask"]
-    want = naive_greedy(model, pixels, mask, torch.ones(4, 1, dtype=torch.long), 10)
-    model.set_attn_implementation(attention)
-    got = model.generate(pixels, mask, max_length=10, use_cache=use_cache)
-    assert torch.equal(F.pad(got, (0, 10 - got.shape[1])), want)
-    assert len({tuple(row) for row in want.tolist()}) > 1  # the pictures matter
-
-
-def test_generation_encodes_the_picture_once(tiny_model, inputs):
-    model = tiny_model()
-    passes = captured(model, "image_encoder")
-    model.generate(inputs["pixel_values"], inputs["image_mask"], max_new_tokens=5, num_beams=2)
-    assert len(passes) == 1
-
-
-def test_generation_goes_on_with_texts_padded_on_the_left(tiny_model, inputs):
-    model = tiny_model()
-    pixels, mask = inputs["pixel_values"][:2], inputs["image_mask"][:2]
-    ids = torch.tensor([[1, 7, 9], [0, 1, 8]])
-    valid = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    both = model.generate(pixels, mask, ids, attention_mask=valid, max_new_tokens=4, eos_token_id=None)
-    alone = model.generate(pixels[1:], mask[1:], ids[1:, 1:], max_new_tokens=4, eos_token_id=None)
-    assert torch.equal(both[1:, 1:], alone)
-
-
-def test_a_cache_changes_nothing_but_the_work(tiny_model, inputs):
-    model = tiny_model()
-    pixels, mask = inputs["pixel_values"], inputs["image_mask"]
-    options = {"max_new_tokens": 8, "num_beams": 3, "eos_token_id": None}
-    keys = captured(model, "multimodal_decoder.blocks.0.cross_attn.k_proj")
-    tokens = captured(model, "text_decoder.token_embedding")
-    with_cache = model.generate(pixels, mask, **options)
-    assert len(keys) == 1
-    assert [states.shape[1] for states in tokens] == [1] * 8
-    assert torch.equal(with_cache, model.generate(pixels, mask, use_cache=False, **options))
-
-
-def test_decoding_in_pieces_equals_decoding_at_once(tiny_model, inputs):
-    model = tiny_model()
-    inputs["attention_mask"] = None
-    whole = model(**inputs)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    pieces = [
-        model(memory=whole.memory, memory_mask=whole.memory_mask, input_ids=ids, past_key_values=cache).caption_logits
-        for ids in inputs["input_ids"].split([3, 2, 1, 1], dim=1)
-    ]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole.caption_logits)
-
-
-def test_beam_search_finds_a_caption_at_least_as_likely_as_greedy(tiny_model, inputs):
-    model = tiny_model(seed=5)
-    pixels, mask = inputs["pixel_values"], inputs["image_mask"]
-
-    def log_likelihood(ids):
-        logits = model(pixels, mask, input_ids=ids).caption_logits[:, :-1].log_softmax(-1)
-        return logits.gather(2, ids[:, 1:, None]).sum((1, 2))
-
-    options = {"max_new_tokens": 3, "eos_token_id": None}
-    greedy = log_likelihood(model.generate(pixels, mask, **options))
-    beam = log_likelihood(model.generate(pixels, mask, num_beams=29, **options))
-    assert (beam >= greedy - 1e-5).all()
-
-
-def test_sampling_follows_the_seed(tiny_model, inputs):
-    model = tiny_model()
-    draws = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        draws.append(model.generate(inputs["pixel_values"], inputs["image_mask"], do_sample=True, max_new_tokens=6))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-def test_generation_needs_a_picture(tiny_model):
-    with pytest.raises(InputError, match="pixel_values"):
-        tiny_model().generate(max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
