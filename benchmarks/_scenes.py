@@ -65,12 +65,19 @@ def budget_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> dict[st
 
 
 class Bench:
-    """Runs recipes that differ in policy or seed, and measures every student on the same held-out samples."""
+    """Runs recipes that differ in policy or seed, and measures every student on the same held-out samples.
+
+    Attributes:
+        rounds: The history's events of the last run's rounds.
+        module: The last run's DistillModule.
+    """
 
     def __init__(self, options: argparse.Namespace):
         torch.set_num_threads(1)
         self.teacher = load_model(options.teacher)
         self.samples, self.heldout = options.samples, options.heldout
+        self.rounds: list[dict[str, Any]] = []
+        self.module: torch.nn.Module | None = None
 
     def run(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Train once and return the measures of the student, the arms' shares and the seconds."""
@@ -85,7 +92,9 @@ class Bench:
                 "cpu_seconds": round(time.process_time() - processor, 1),
             }
         built.trainer.teacher.close()
-        arms = [e["arm"] for e in built.trainer.history.events if e["event"] == "round"]
+        self.rounds = [e for e in built.trainer.history.events if e["event"] == "round"]
+        self.module = built.trainer.model
+        arms = [e["arm"] for e in self.rounds]
         policy = built.trainer.policy
         warmup = policy.warmup_rounds * policy.n_arms if policy is not None and policy.learns else 0
         shares = {f"share_{m}": _share(arms, m) for m in MODULES}

@@ -56,3 +56,17 @@ def test_the_mechanism_run_gives_the_share_of_the_converged_module(experiment, s
     summary = (tmp_path / "optima_mechanism.csv").read_text(encoding="utf-8")
     assert "late_share_image_encoder" in summary
     assert "below_even_share" in summary
+
+
+def test_the_noise_of_the_reward_is_set_against_the_arms(experiment, script, tmp_path):
+    runs = experiment("reward_noise", "--seeds", "0", "--steps", 40)
+    assert [int(row["round"]) for row in runs] == list(range(2, 41))
+    script("reward_noise", "--summary", out="reward_noise_runs.csv")
+    rows = [line.split(",") for line in (tmp_path / "reward_noise.csv").read_text(encoding="utf-8").splitlines()]
+    found = [dict(zip(rows[0], row)) for row in rows[1:]]
+    assert len(found) == 3 * 3  # yardsticks and arms
+    for kind in ("prediction", "reference", "per_term"):
+        mine = [row for row in found if row["yardstick"] == kind]
+        assert sum(float(row["effect"]) for row in mine) == pytest.approx(0, abs=1e-4)
+        assert [row["plays_to_tell_from_best"] for row in mine].count("") == 1
+        assert all(float(row["noise_sd"]) > 0 for row in mine)
