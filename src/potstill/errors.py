@@ -46,12 +46,12 @@ class PotstillError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{_short(self.where)}: {_short(self.message, 600)}" if self.where else _short(self.message, 600)
         if self.expected is not None:
-            text += f"; expected {self.expected}"
+            text += f"; expected {_short(self.expected, 600)}"
         if self.got is not None:
-            text += f"; got {_short(self.got)}"
-        return f"{text}. {self.hint}" if self.hint else text
+            text += f"; got {_short(self.got, 200)}"
+        return f"{text}. {_short(self.hint, 1000)}" if self.hint else text
 
     def at(self, where: str) -> PotstillError:
         """Return the same error, placed in a recipe or file; an inner place is kept behind the outer one."""
@@ -93,6 +93,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return (f'Did you mean "{near[0]}"? ' if near else "") + (f"Known: {listed}." if known else "None is known.")
 
 
-def _short(value: object, limit: int = 200) -> str:
+def _short(value: object, limit: int = 400) -> str:
+    """Return one line of printable text: what a stranger's file holds must neither fill nor steer a terminal."""
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError, suggest
+from potstill.models.sizes import absurd_size
 from potstill.registry import Registry
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -28,6 +29,7 @@ PACKAGED: Registry[Path] = Registry("packaged model")
 _OWN_TYPES = {"potstill_coca": "potstill.models.coca"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
+_GGUF = "GGUF files are not read: convert the model to a folder with config.json and model.safetensors first."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -107,12 +109,20 @@ def find_model(
     name = str(name_or_path)
     if is_packaged(name_or_path):
         return packaged_models()[name]
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for a path, a home that does not exist, a null
+        raise RecipeError("is no path", where=where, got=name, hint=f"{_first_line(error)[:80]}.") from error
+    if is_file:
         raise RecipeError(
-            "is a file", where=where, expected="the folder with config.json", got=name, hint=f"Name {path.parent}."
+            "is a file",
+            where=where,
+            expected="the folder with config.json",
+            got=name,
+            hint=_GGUF if path.suffix.lower() == ".gguf" else f"Name {path.parent}.",
         )
-    if path.is_dir():
+    if is_folder:
         return path
     if isinstance(name_or_path, Path) or not _HUB_NAME.match(name) or name.startswith("."):
         raise RecipeError(
@@ -204,7 +214,7 @@ def _dtype(dtype: torch.dtype | str | None, where: str) -> torch.dtype:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"cannot be read as JSON ({_first_line(error)})", where=str(path)) from error
     if not isinstance(value, dict):
         raise IntegrityError("is no JSON object", where=str(path), got=type(value).__name__)
@@ -214,10 +224,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        hint = _GGUF if any(folder.glob("*.gguf")) else "Name the folder that save_pretrained or the run wrote."
+        raise IntegrityError("the file is missing", where=str(path), hint=hint)
+    config = _read_json(path)
+    if found := absurd_size(config):
         raise IntegrityError(
-            "the file is missing", where=str(path), hint="Name the folder that save_pretrained or the run wrote."
+            f"no model has {found[1]} {found[0]}",
+            where=str(path),
+            expected=f"at most {found[2]}",
+            hint="It is damaged.",
         )
-    return _read_json(path)
+    return config
 
 
 def _weight_files(folder: Path, *, allow_pickle: bool, where: str) -> list[Path]:
@@ -255,6 +272,7 @@ def _weight_files(folder: Path, *, allow_pickle: bool, where: str) -> list[Path]
         where=where,
         expected="model.safetensors" + (" or pytorch_model.bin" if allow_pickle else ""),
         got=str(folder),
+        hint=_GGUF if any(folder.glob("*.gguf")) else None,
     )
 
 

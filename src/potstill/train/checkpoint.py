@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IntegrityError("the file is missing", where=str(path)) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path)) from error
 
 
@@ -67,18 +67,34 @@ def seal(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """Raise ``IntegrityError`` naming the first file that is missing, has another size or other bytes."""
+    if folder.is_symlink() or (folder / MANIFEST).is_symlink():
+        raise IntegrityError("a checkpoint holds no links and is none", where=str(folder))
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise IntegrityError("the manifest has no list of files", where=str(folder / MANIFEST))
     for name, entry in files.items():
         path = folder / name
-        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in name or path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             raise IntegrityError("a checkpoint holds no links", where=str(path))
         if not path.is_file():
             raise IntegrityError("the file is missing", where=str(path))
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        wanted = entry if isinstance(entry, dict) else {}
+        if path.stat().st_size != wanted.get("bytes") or _hash_of(path) != wanted.get("sha256"):
             raise IntegrityError("the file changed since it was written", where=str(path))
+    # What the manifest does not vouch for must not be loaded: the Trainer takes what it finds by name.
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise IntegrityError("a checkpoint holds no links", where=str(path))
+        if not path.is_dir() and path.name != MANIFEST and path.relative_to(folder).as_posix() not in files:
+            raise IntegrityError("the manifest does not list this file", where=str(path))
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise IntegrityError(f"cannot be read ({error.strerror})", where=str(path)) from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
