@@ -17,6 +17,7 @@ Catch ``PotstillError`` to catch them all. The command line turns each into one 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -91,6 +92,31 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return (f'Did you mean "{near[0]}"? ' if near else "") + (f"Known: {listed}." if known else "None is known.")
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def explain_disk(error: Exception, where: str | None) -> IntegrityError:
+    """Turn what the operating system or a writer of weights refused into a message about the file or folder."""
+    number = getattr(error, "errno", None)
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    # Writers in other languages keep the number to themselves.
+    if number in DISK_FULL or any(
+        sign in text for sign in ("No space left", "File too large", "quota", "StreamWriter")
+    ):
+        message, hint = f"the disk is full ({text})", "Free some space"
+    elif number in NOT_ALLOWED:
+        message, hint = f"cannot be written ({text})", "Choose a folder that you may write to"
+    else:
+        message, hint = f"reading or writing failed ({text})", "Check the path and the disk"
+    name = getattr(error, "filename", None)
+    return IntegrityError(
+        message,
+        where=str(name) if isinstance(name, str | bytes) else where,
+        hint=f"{hint}; a run that has begun goes on with --resume.",
+    )
 
 
 def _short(value: object, limit: int = 400) -> str:

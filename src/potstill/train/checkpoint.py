@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,22 +24,32 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text the same way; where the disk refuses, the old file stays and nothing else does."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is an ``IntegrityError`` that names it."""
+def read_json(path: Path, hint: str | None = None) -> Any:
+    """Read JSON; a missing or damaged file is an ``IntegrityError`` that names it, and the next step if given."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IntegrityError("the file is missing", where=str(path)) from error
+        raise IntegrityError("the file is missing", where=str(path), hint=hint) from error
     except (ValueError, OSError, RecursionError) as error:
-        raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path)) from error
+        raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path), hint=hint) from error
 
 
 def sha256(path: Path) -> str:
