@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
 _GGUF = "GGUF files are not read: convert the model to a folder with config.json and model.safetensors first."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+# What transformers, torch and tokenizers make of files that are damaged or do not belong together.
+_LOADING_FAILED = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError),
+    *(AssertionError, EOFError, pickle.UnpicklingError, SafetensorError),
+)
 
 
 def load_model(
@@ -81,7 +89,7 @@ def load_model(
             model, info = model_class.from_pretrained(folder, local_files_only=True, **options)
     except PotstillError as error:
         raise error.at(str(folder)) from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except _LOADING_FAILED as error:
         raise IntegrityError(
             f"cannot be loaded as {model_class.__name__} ({_first_line(error)})",
             where=str(folder),
@@ -229,10 +237,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     if found := absurd_size(config):
         raise IntegrityError(
-            f"no model has {found[1]} {found[0]}",
-            where=str(path),
-            expected=f"at most {found[2]}",
-            hint="It is damaged.",
+            "no model is that large", where=str(path), expected=f"{found[0]} of at most {found[2]}", got=found[1]
         )
     return config
 

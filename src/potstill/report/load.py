@@ -133,7 +133,11 @@ def _read_recipe(path: Path) -> str | None:
 
 def _refuse_odd_file(path: Path) -> None:
     """Refuse a link out of the run folder, which would show a stranger's choice of file, and what is no plain file."""
-    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+    try:
+        is_inside = path.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        is_inside = False
+    if path.is_symlink() and not is_inside:
         raise _damaged(path, "is a link that leads out of the run folder")
     if not path.is_file():
         raise _damaged(path, "is no file")
