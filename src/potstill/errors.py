@@ -17,6 +17,7 @@ Catch ``PotstillError`` to catch them all. The command line turns each into one 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -46,12 +47,12 @@ class PotstillError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        text = f"{_short(self.where)}: {_short(self.message, 600)}" if self.where else _short(self.message, 600)
         if self.expected is not None:
-            text += f"; expected {self.expected}"
+            text += f"; expected {_short(self.expected, 600)}"
         if self.got is not None:
-            text += f"; got {_short(self.got)}"
-        return f"{text}. {self.hint}" if self.hint else text
+            text += f"; got {_short(self.got, 200)}"
+        return f"{text}. {_short(self.hint, 1000)}" if self.hint else text
 
     def at(self, where: str) -> PotstillError:
         """Return the same error, placed in a recipe or file; an inner place is kept behind the outer one."""
@@ -93,6 +94,34 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return (f'Did you mean "{near[0]}"? ' if near else "") + (f"Known: {listed}." if known else "None is known.")
 
 
-def _short(value: object, limit: int = 200) -> str:
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def explain_disk(error: Exception, where: str | None) -> IntegrityError:
+    """Turn what the operating system or a writer of weights refused into a message about the file or folder."""
+    number = getattr(error, "errno", None)
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    # Writers in other languages keep the number to themselves.
+    if number in DISK_FULL or any(
+        sign in text for sign in ("No space left", "File too large", "quota", "StreamWriter")
+    ):
+        message, hint = f"the disk is full ({text})", "Free some space"
+    elif number in NOT_ALLOWED:
+        message, hint = f"cannot be written ({text})", "Choose a folder that you may write to"
+    else:
+        message, hint = f"reading or writing failed ({text})", "Check the path and the disk"
+    name = getattr(error, "filename", None)
+    return IntegrityError(
+        message,
+        where=str(name) if isinstance(name, str | bytes) else where,
+        hint=f"{hint}; a run that has begun goes on with --resume.",
+    )
+
+
+def _short(value: object, limit: int = 400) -> str:
+    """Return one line of printable text: what a stranger's file holds must neither fill nor steer a terminal."""
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,5 +1,6 @@
 """A user's mistake is one message on stderr and exit code 2; an interruption is 130; a fault of ours is 1."""
 
+import errno
 import os
 import signal
 import sys
@@ -105,3 +106,38 @@ def test_the_module_is_the_command(potstill, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("potstill", run_name="__main__")
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_refuses_outside_a_run_is_no_fault_of_ours(potstill, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "/somewhere/file")
+
+    monkeypatch.setattr("potstill.run.plan", refuse)
+    got = potstill("plan", "kd-scenes")
+    assert got.code == 2
+    assert got.err.startswith("potstill: /somewhere/file: ")
+    assert os.strerror(number) in got.err
+
+
+class Full:
+    """A standard output on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def flush(self):
+        """Nothing was kept."""
+
+
+def test_output_that_cannot_be_written_is_said(potstill, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Full())
+    got = potstill("config", "list")
+    assert got.code == 2
+    assert got.err.startswith("potstill: output: the disk is full")
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(potstill, sets):
+    got = potstill("plan", "kd-scenes", *sets("name='[/b] [red]x'", "objectives[0].name='[/c]'"))
+    assert (got.code, got.err) == (0, "")
+    assert "[/c]" in got.out

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -180,3 +181,18 @@ def test_any_map_style_dataset_goes_in_with_its_collator():
     assert source.collator([source.split("train")[i] for i in range(3)])["labels"].tolist() == [0, 1, 4]
     with pytest.raises(InputError, match="train"):
         source_from_datasets({"test": Squares()}, torch.utils.data.default_collate)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe"])
+def test_a_damaged_processor_is_refused(tmp_path, text_processor, content):
+    broken = shutil.copytree(text_processor, tmp_path / "broken")
+    (broken / "tokenizer.json").write_bytes(content)
+    path = write(tmp_path / "mine.jsonl", "jsonl")
+    with pytest.raises(InputError, match="processor: no processor could be loaded"):
+        DATA.get("files")(path=path, processor=str(broken), columns={"text": "caption"})
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "./nowhere", "~/nowhere.csv"])
+def test_a_table_that_is_not_there_is_refused(text_processor, path):
+    with pytest.raises(InputError, match="path: there is no such file or folder"):
+        DATA.get("files")(path=path, processor=text_processor, columns={"text": "caption"})

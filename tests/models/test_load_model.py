@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 import warnings
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from potstill.errors import InputError, IntegrityError, RecipeError
+from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError
 from potstill.models import load as loading
 from potstill.models.coca import CocaModel
 from potstill.models.load import file_sha256, load_model, packaged_models, verify_manifest, write_manifest
@@ -251,7 +252,7 @@ def test_a_bad_config_field_keeps_its_own_message(coca_folder):
         load_model(coca_folder)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"", b"[" * 99999])
 def test_a_damaged_config_is_named(coca_folder, content):
     (coca_folder / "config.json").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"config\.json"):
@@ -306,3 +307,66 @@ def test_loading_draws_no_progress_bar_and_leaves_the_setting_alone(coca_folder,
     load_model(coca_folder)
     assert "Loading weights" not in capfd.readouterr().err
     assert logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_flipped_bit_is_harmless_or_an_error_of_ours(coca_folder, name):
+    """In the description of the model; a changed number among the weights only a hash can show."""
+    path = coca_folder / name
+    whole = path.read_bytes()
+    end = len(whole) if name == "config.json" else 8 + int.from_bytes(whole[:8], "little")
+    refused = 0
+    for i in range(0, end, max(1, end // 60)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :])
+        # Anything else than an error of ours ends the test.
+        with warnings.catch_warnings(), contextlib.suppress(PotstillError):
+            warnings.simplefilter("ignore")
+            refused += 1
+            load_model(coca_folder)
+            refused -= 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["a folder", "a link to nothing", "a link to itself"])
+def test_what_is_no_file_is_missing(coca_folder, name, kind):
+    path = coca_folder / name
+    path.unlink()
+    path.mkdir() if kind == "a folder" else path.symlink_to("nowhere" if "nothing" in kind else name)
+    with pytest.raises((IntegrityError, RecipeError), match=r"the file is missing|holds no weights"):
+        load_model(coca_folder)
+
+
+@pytest.mark.parametrize("field", ["image_layers", "num_labels"])
+def test_a_config_of_absurd_size_is_refused_before_anything_is_built(coca_folder, field):
+    _edit(coca_folder, **{field: 10**9})
+    with pytest.raises(IntegrityError, match=f"config.json: no model is that large; expected {field} of at most"):
+        load_model(coca_folder)
+
+
+def test_gguf_is_refused_with_what_to_do(tmp_path, coca_folder):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(RecipeError, match=r"is a file.*GGUF files are not read: convert"):
+        load_model(file)
+    (tmp_path / "only").mkdir()
+    shutil.copy(file, tmp_path / "only")
+    with pytest.raises(IntegrityError, match=r"config\.json: the file is missing\. GGUF files are not read"):
+        load_model(tmp_path / "only")
+    (coca_folder / "model.safetensors").rename(coca_folder / "model.gguf")
+    with pytest.raises(RecipeError, match=r"the folder holds no weights.*GGUF files are not read"):
+        load_model(coca_folder)
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/x", "x/" * 5000, "/" + "x" * 5000])
+def test_what_can_be_no_path_is_a_recipe_error(name):
+    with pytest.raises(RecipeError, match="is no path"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04cos\nsystem\n"])
+def test_a_damaged_pickle_is_an_error_also_where_pickles_are_allowed(coca_folder, content):
+    (coca_folder / "model.safetensors").unlink()
+    (coca_folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(IntegrityError, match="cannot be loaded as CocaModel"):
+        load_model(coca_folder, allow_pickle=True)

@@ -64,10 +64,16 @@ def test_nonsense_is_repeated_with_the_form_that_is_read(override):
         ("train.steps=[", "--set train.steps=[, line 1, column 9: is not YAML"),
         ("train.steps=: :", "is not YAML (mapping values are not allowed here)"),
         ("train.steps=*a", "--set train.steps=*a, line 1, column 8: YAML aliases are not allowed"),
-        ("name=!!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("name=!!python/object/apply:os.getcwd []", "YAML tags are not allowed"),
     ],
 )
 def test_an_override_that_leads_nowhere_says_why(override, message):
     with pytest.raises(RecipeError) as error:
         load_recipe("optima-scenes", [override])
     assert message in str(error.value)
+
+
+def test_an_override_holds_one_value():
+    """A line break in it would add further keys, which were dropped in silence."""
+    with pytest.raises(RecipeError, match="more than one value"):
+        load_recipe("kd-scenes", ["train.steps=1\nseed: 2"])

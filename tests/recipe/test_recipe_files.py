@@ -32,6 +32,9 @@ def refused(tmp_path, content):
         ("version: [1\n", "is not YAML"),
         ("version: 1\n\tname: x\n", "line 2, column 1: is not YAML"),
         ("a: &x 1\nb: *x\n", "YAML aliases are not allowed"),
+        ("name: !!bool x\n", "line 1, column 7: YAML tags are not allowed; got tag:yaml.org,2002:bool"),
+        ("name: !!python/object/apply:os.getcwd []\n", "YAML tags are not allowed"),
+        ("name: !!map [a]\n", "YAML tags are not allowed"),
         ("--- {version: 1}\n--- {version: 1}\n", "is not YAML"),
         ("a: 2024-99-99\n", "holds a value that cannot be read"),
         ("[" * 3000, "nested too deeply"),
@@ -49,7 +52,7 @@ def test_a_name_that_is_no_file_suggests_the_packaged_one(tmp_path):
     with pytest.raises(RecipeError) as error:
         load_recipe("optima-scene")
     assert 'Did you mean "optima-scenes"?' in error.value.hint
-    for nothing in (tmp_path, tmp_path / "none.yaml", "", "a\0b"):
+    for nothing in (tmp_path, tmp_path / "none.yaml", "", "a\0b", "x" * 5000):
         with pytest.raises(RecipeError, match="there is no recipe"):
             load_recipe(nothing)
 
@@ -95,3 +98,35 @@ def test_stages_replace_what_they_give_and_keep_the_rest():
     assert (first.teacher, first.train.steps, first.train.batch_size) == (None, 4, 2)
     assert (second.teacher.model, second.train.steps, second.freeze) == ("x", 9, ["head"])
     assert first.stages is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (".nan", "student.seed: does not fit; expected a finite number; got nan"),
+        ("[[1, .inf]]", "student.seed[0][1]: does not fit; expected a finite number; got inf"),
+        ("9223372036854775808", "a number of at most 64 bits; got 9.22e+18"),
+        ("0x" + "f" * 5000, "a number of at most 64 bits; got a far larger one"),
+        ("2024-01-01", "expected text (in quotes) or a number; got datetime.date(2024, 1, 1)"),
+        ('"\\ud800"', r"student.seed: holds a control character; expected printable text; got '\ud800'"),
+        ('"a\\eb"', r"holds a control character; expected printable text; got '\x1b'"),
+        ('"a\\Nb"', r"holds a control character; expected printable text; got '\x85'"),
+        ('{"a\\0": 1}', "student.seed: keys are names"),
+        ("[" * 40 + "]" * 40, "is nested too deeply; expected at most 32 levels"),
+    ],
+)
+def test_what_could_not_be_written_down_and_read_back_is_refused_also_in_open_sections(value, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("kd-scenes", [f"student.seed={value}"])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_message_is_one_printable_line_of_bounded_length():
+    """Names in it come from a stranger's file: they must not steer the terminal or fill it."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe({"version": 1, "objectives": [], "a\nb\u202e" + "x" * 9000: 1})
+    text = str(error.value)
+    assert text.isprintable()
+    assert text.startswith(r"a\nb\u202exxx")
+    assert len(text) < 2000

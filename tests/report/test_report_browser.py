@@ -93,6 +93,36 @@ def test_hostile_run_fetches_nothing_and_runs_nothing(browser, listener, run):
     assert console == []  # not even an attempt that the content policy would have had to stop
 
 
+OWN = "document.documentElement.setAttribute('data-owned', 1);alert(1)"
+WAYS_IN = (
+    f'"><script>{OWN}</script>',
+    f'"><img src=x onerror="{OWN}">',
+    f'\'><svg onload="{OWN}"><animate onbegin="{OWN}" attributeName=x dur=1s></svg>',
+    f"</style></title></textarea><script>{OWN}</script>",
+    f'"><iframe srcdoc="<script>parent.{OWN}</script>"></iframe>',
+    f'"><iframe src="javascript:parent.{OWN}"></iframe><meta http-equiv=refresh content="0;url=javascript:{OWN}">',
+    f'"><input autofocus onfocus="{OWN}"><details open ontoggle="{OWN}"><video><source onerror="{OWN}"></video>',
+    f'"><math><mtext><table><mglyph><style><img src=x onerror="{OWN}">',
+)
+
+
+def test_the_check_itself_sees_code_run(browser, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(f"<body>{WAYS_IN[1]}".replace("alert(1)", "0"))
+    document, _ = browser(page, "--dump-dom")
+    assert "data-owned=" in document.partition("<body")[0]
+
+
+def test_no_way_into_the_page_runs_code(browser, run):
+    """Names, captions, paths, recipe and history hold them all; the canary on the root element stays unset."""
+    poison_run(run, " ".join(WAYS_IN))
+    hostile = run.rename(run.parent / WAYS_IN[1].replace("/", "").replace('"', "")[:100])
+    document, console = browser(build_report(hostile), "--dump-dom")
+    assert "Potstill report</title>" in document
+    assert "data-owned=" not in document.partition("<body")[0]
+    assert console == []
+
+
 @pytest.mark.parametrize("action", ["--print-to-pdf", "--screenshot"], ids=["pdf", "png"])
 def test_page_prints_and_paints(browser, run, tmp_path, action):
     made = tmp_path / ("made.pdf" if "pdf" in action else "made.png")

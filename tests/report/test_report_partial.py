@@ -1,10 +1,12 @@
+import errno
 import json
+import os
 
 import pytest
 from fake_run import change, dump, write_fake_run
 from html_reader import assert_safe, read
 
-from potstill.errors import IntegrityError
+from potstill.errors import InputError, IntegrityError
 from potstill.report import build_report
 from potstill.report.load import FILES
 
@@ -138,3 +140,46 @@ def test_unknown_keys_are_ignored(run):
     change(run / "plan.json", lambda plan: plan.update(new_in_a_later_release={"a": 1}))
     dump(run / "unrelated.json", {})
     build_report(run)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a link to nothing", "a link to itself", "a link outside"])
+def test_what_is_no_file_of_the_run_is_named(run, tmp_path, name, kind):
+    """A link could put any file of the reader's on a page that is passed on; a pipe would be waited for without end."""
+    path = run / name
+    path.rename(tmp_path / "outside")
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"outside": tmp_path / "outside", "nothing": "nowhere", "itself": name}[kind.split()[-1]])
+    with pytest.raises(IntegrityError, match=rf"{name}: is (no file|a link that leads out of the run folder)"):
+        build_report(run)
+
+
+def test_a_link_inside_the_run_is_followed(run):
+    (run / "plan.json").rename(run / "the-plan.json")
+    (run / "plan.json").symlink_to("the-plan.json")
+    build_report(run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_page_that_cannot_be_written_leaves_the_old_one(run, monkeypatch, number):
+    build_report(run).write_text("old")
+
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr("potstill.report.build.os.replace", refuse)
+    with pytest.raises(InputError, match=f"report.html: the report cannot be written.*{os.strerror(number)}"):
+        build_report(run)
+    assert (run / "report.html").read_text() == "old"
+    assert not list(run.glob(".report*"))
+
+
+def test_the_draft_of_a_page_is_not_written_through_a_link(run, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (run / f".report.html.{os.getpid()}.tmp").symlink_to(tmp_path / "mine")
+    build_report(run)
+    assert (tmp_path / "mine").read_text() == "precious"

@@ -1,6 +1,7 @@
 """Complete or refused: what a checkpoint promises."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def make(folder, step):
     return path
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_a_sealed_checkpoint_verifies(tmp_path):
     verify(make(tmp_path, 1))
 
@@ -39,6 +46,19 @@ def test_a_sealed_checkpoint_verifies(tmp_path):
         (lambda p: (p / "manifest.json").unlink(), r"manifest\.json: the file is missing"),
         (lambda p: (p / "manifest.json").write_text("{"), r"manifest\.json: cannot be read as JSON"),
         (lambda p: (p / "manifest.json").write_text("[]"), r"manifest\.json: the manifest has no list"),
+        (lambda p: (p / "manifest.json").write_text("[" * 9999), r"manifest\.json: cannot be read as JSON"),
+        (lambda p: (p / "manifest.json").write_text('{"files": {"a.txt": 1}}'), r"a\.txt: the file changed"),
+        (lambda p: (p / "manifest.json").write_text('{"files": {"a\\u0000": 1}}'), "holds no links"),
+        (lambda p: (p / "manifest.json").write_text('{"files": {"/etc/passwd": 1}}'), "holds no links"),
+        (lambda p: (p / "a.txt").write_text(""), r"a\.txt: the file changed"),
+        (lambda p: flip(p / "a.txt"), r"a\.txt: the file changed"),
+        (lambda p: ((p / "a.txt").unlink(), (p / "a.txt").mkdir()), r"a\.txt: the file is missing"),
+        (lambda p: ((p / "a.txt").unlink(), (p / "a.txt").symlink_to("a.txt")), "holds no links"),
+        (lambda p: ((p / "a.txt").unlink(), (p / "a.txt").symlink_to("nowhere")), "holds no links"),
+        (lambda p: (p / "rng_state.pth").symlink_to("/dev/zero"), r"rng_state\.pth: a checkpoint holds no links"),
+        (lambda p: (p / "more").symlink_to("/"), "more: a checkpoint holds no links"),
+        (lambda p: (p / "optimizer.pt").write_text("x"), r"optimizer\.pt: the manifest does not list this file"),
+        (lambda p: (p.rename(p.parent / "x"), p.symlink_to(p.parent / "x")), "holds no links and is none"),
     ],
 )
 def test_damage_is_refused_by_name(tmp_path, damage, message):
@@ -63,6 +83,14 @@ def test_a_file_swapped_for_a_link_is_refused(tmp_path):
     (path / "a.txt").rename(tmp_path / "a.txt")
     (path / "a.txt").symlink_to(tmp_path / "a.txt")
     with pytest.raises(IntegrityError, match="no links"):
+        verify(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path):
+    path = make(tmp_path, 1)
+    (path / "a.txt").chmod(0)
+    with pytest.raises(IntegrityError, match=r"a\.txt: cannot be read \(Permission denied\)"):
         verify(path)
 
 
@@ -110,3 +138,19 @@ def test_history_drops_what_comes_after_the_checkpoint_and_a_torn_line(tmp_path)
     kept = [(e["stage"], e["event"], e["step"]) for e in again.events]
     assert kept == [("a", "step", 9), ("b", "round", 1), ("b", "step", 1), ("b", "step", 2)]
     assert [json.loads(line) for line in path.read_text().splitlines()] == again.events
+
+
+def test_history_with_a_damaged_line_inside_is_not_cut_in_silence(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"event": "step", "step": 1}\n[]\n{"event": "step", "step": 2}\n')
+    with pytest.raises(IntegrityError, match=r"history\.jsonl, line 2: this line is no event.*Remove the line"):
+        History(path).rewind(2)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_history_keeps_names_with_any_line_separator(tmp_path):
+    history = History(tmp_path / "history.jsonl")
+    history.add({"event": "step", "step": 1, "arm": "a\u2028b\x85c"})
+    history.add({"event": "step", "step": 2})
+    history.rewind(2)
+    assert [event["step"] for event in history.events] == [1, 2]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import NoReturn
 
-from potstill.errors import PotstillError
+from potstill.errors import DISK_FULL, NOT_ALLOWED, PotstillError, explain_disk
 
 
 def main() -> None:
@@ -22,12 +23,21 @@ def main() -> None:
     except PotstillError as error:
         print(f"potstill: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (*DISK_FULL, *NOT_ALLOWED):
+            _say_our_fault(error)
+        print(f"potstill: {explain_disk(error, 'output')}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
-        if os.environ.get("POTSTILL_TRACEBACK"):
-            traceback.print_exc()
-        print(
-            f"potstill: this is a fault of Potstill, not yours: {type(error).__name__}: {error}\n"
-            "Set POTSTILL_TRACEBACK=1 to see where, and please report it.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        _say_our_fault(error)
+
+
+def _say_our_fault(error: Exception) -> NoReturn:
+    if os.environ.get("POTSTILL_TRACEBACK"):
+        traceback.print_exc()
+    print(
+        f"potstill: this is a fault of Potstill, not yours: {type(error).__name__}: {error}\n"
+        "Set POTSTILL_TRACEBACK=1 to see where, and please report it.",
+        file=sys.stderr,
+    )
+    sys.exit(1)

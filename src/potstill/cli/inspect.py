@@ -38,7 +38,7 @@ def model(
     from potstill.taps.inspect import describe_model, render
 
     loaded = load_model(name, where="model")
-    Console().print(render(describe_model(loaded, _example(loaded, recipe)), max_depth=depth))
+    Console(markup=False).print(render(describe_model(loaded, _example(loaded, recipe)), max_depth=depth))
 
 
 @app.command("pair")
@@ -54,7 +54,7 @@ def pair(
     from potstill.taps.inspect import propose, render
 
     models = load_model(student, where="student"), load_model(teacher, where="teacher")
-    Console().print(render(propose(*models, *(_example(m, recipe) for m in models))))
+    Console(markup=False).print(render(propose(*models, *(_example(m, recipe) for m in models))))
 
 
 def _example(model: Any, recipe: str | None) -> dict[str, Any] | None:

@@ -14,13 +14,13 @@ class Display:
     """Turns the events of a run into a plan, a progress bar with the arm being played, and lines."""
 
     def __init__(self, title: str = "distil", console: Console | None = None):
-        self._console = console or Console()
+        self._console = console or Console(markup=False)  # "[/b]" is a name like any other
         self._title = title
         self._progress = Progress(
-            TextColumn("{task.description:12}"),
+            TextColumn("{task.description:12}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("[cyan]{task.fields[arm]}"),
+            TextColumn("{task.fields[arm]}", style="cyan", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -45,14 +45,14 @@ class Display:
         elif kind == "step" and self._task is not None:
             self._progress.update(self._task, completed=event["step"], total=event["steps"], arm=event.get("arm") or "")
         elif kind == "measure":
-            self._console.print(f"measuring: {event['what']}", markup=False)
+            self._console.print(f"measuring: {event['what']}")
         elif kind == "note":
-            self._console.print(event["text"], markup=False)
+            self._console.print(event["text"])
 
 
 def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a plan."""
-    console = console or Console()
+    console = console or Console(markup=False)
     for role in ("teacher", "student"):
         model = plan[role]
         if model:
@@ -97,7 +97,7 @@ def _table(*names: str, title: str | None = None) -> Table:
 
 def show_metrics(models: Mapping[str, Mapping[str, Any] | None], console: Console | None = None) -> None:
     """Print one table: parameters, size, time per sample, score and fidelity per task."""
-    console = console or Console()
+    console = console or Console(markup=False)
     models = {name: entry for name, entry in models.items() if entry}
     tasks = list(dict.fromkeys(task for entry in models.values() for task in entry["tasks"]))
     table = Table("", *models)

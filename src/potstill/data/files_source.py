@@ -150,10 +150,11 @@ def _load_processor(name: str) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file, each processor class its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             "no processor could be loaded",
             where="processor",
             expected="a folder or hub name of a processor, tokenizer or image processor",
-            got=f"{name}: {str(error).splitlines()[0]}",
+            got=f"{name}: {reason}",
         ) from error

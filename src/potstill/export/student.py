@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from potstill.errors import InputError, IntegrityError
+from potstill.errors import InputError, IntegrityError, explain_disk
 from potstill.export.card import model_card
 from potstill.models.load import without_progress_bars
 from potstill.taps.inputs import model_inputs
@@ -71,7 +70,8 @@ def export_student(
         partial.chmod(0o777 & ~_umask())
         _put_in_place(partial, folder)
     except (OSError, SafetensorError) as error:
-        is_full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        told = explain_disk(error, str(folder))
+        is_full = told.message.startswith("the disk is full")
         raise IntegrityError(
             f"could not be written ({error})",
             where=str(folder),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError, suggest
+from potstill.models.sizes import absurd_size
 from potstill.registry import Registry
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -28,7 +30,15 @@ PACKAGED: Registry[Path] = Registry("packaged model")
 _OWN_TYPES = {"potstill_coca": "potstill.models.coca"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
+_GGUF = "GGUF files are not read: convert the model to a folder with config.json and model.safetensors first."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+# What transformers, torch and tokenizers make of files that are damaged or do not belong together.
+_LOADING_FAILED = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError),
+    *(AssertionError, EOFError, pickle.UnpicklingError, SafetensorError),
+)
 
 
 def load_model(
@@ -79,7 +89,7 @@ def load_model(
             model, info = model_class.from_pretrained(folder, local_files_only=True, **options)
     except PotstillError as error:
         raise error.at(str(folder)) from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except _LOADING_FAILED as error:
         raise IntegrityError(
             f"cannot be loaded as {model_class.__name__} ({_first_line(error)})",
             where=str(folder),
@@ -107,12 +117,20 @@ def find_model(
     name = str(name_or_path)
     if is_packaged(name_or_path):
         return packaged_models()[name]
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for a path, a home that does not exist, a null
+        raise RecipeError("is no path", where=where, got=name, hint=f"{_first_line(error)[:80]}.") from error
+    if is_file:
         raise RecipeError(
-            "is a file", where=where, expected="the folder with config.json", got=name, hint=f"Name {path.parent}."
+            "is a file",
+            where=where,
+            expected="the folder with config.json",
+            got=name,
+            hint=_GGUF if path.suffix.lower() == ".gguf" else f"Name {path.parent}.",
         )
-    if path.is_dir():
+    if is_folder:
         return path
     if isinstance(name_or_path, Path) or not _HUB_NAME.match(name) or name.startswith("."):
         raise RecipeError(
@@ -204,7 +222,7 @@ def _dtype(dtype: torch.dtype | str | None, where: str) -> torch.dtype:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"cannot be read as JSON ({_first_line(error)})", where=str(path)) from error
     if not isinstance(value, dict):
         raise IntegrityError("is no JSON object", where=str(path), got=type(value).__name__)
@@ -214,10 +232,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        hint = _GGUF if any(folder.glob("*.gguf")) else "Name the folder that save_pretrained or the run wrote."
+        raise IntegrityError("the file is missing", where=str(path), hint=hint)
+    config = _read_json(path)
+    if found := absurd_size(config):
         raise IntegrityError(
-            "the file is missing", where=str(path), hint="Name the folder that save_pretrained or the run wrote."
+            "no model is that large", where=str(path), expected=f"{found[0]} of at most {found[2]}", got=found[1]
         )
-    return _read_json(path)
+    return config
 
 
 def _weight_files(folder: Path, *, allow_pickle: bool, where: str) -> list[Path]:
@@ -255,6 +277,7 @@ def _weight_files(folder: Path, *, allow_pickle: bool, where: str) -> list[Path]
         where=where,
         expected="model.safetensors" + (" or pytorch_model.bin" if allow_pickle else ""),
         got=str(folder),
+        hint=_GGUF if any(folder.glob("*.gguf")) else None,
     )
 
 

@@ -39,7 +39,10 @@ class SupervisedAttentionObjective(Objective):
         self, name: str, tap: str, labels: str, grid: int, *, heads: int, supervised: int = 1, weight: float = 1.0
     ):
         super().__init__(name, weight=weight)
-        if grid < 2 or grid % 2:
+        for field, value in (("grid", grid), ("heads", heads), ("supervised", supervised)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+                raise RecipeError("does not fit", where=f"{name}.{field}", expected="1 to 4096", got=value)
+        if grid % 2:
             raise RecipeError("must be even: four places share the grid", where=f"{name}.grid", got=grid)
         if not 1 <= supervised <= heads:
             raise RecipeError("no such heads", where=f"{name}.supervised", expected=f"1 to {heads}", got=supervised)

@@ -26,6 +26,15 @@ class Seen:
     teacher: Signal | None = None
 
 
+def refuse_unknown_classes(targets: torch.Tensor, classes: int, where: str) -> None:
+    """Refuse labels beyond the classes, which ends a CPU kernel with an index error and a GPU's with the process."""
+    largest = int(targets.max()) if targets.numel() else 0
+    if largest >= classes:
+        raise RecipeError(
+            "the batch has labels that are no class", where=where, expected=f"0 to {classes - 1}", got=largest
+        )
+
+
 class Objective:
     """One weighted term of the training loss.
 

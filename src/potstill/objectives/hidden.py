@@ -12,7 +12,7 @@ from torch import nn
 from potstill.align.projectors import build_projector
 from potstill.errors import RecipeError
 from potstill.losses import module_hidden_loss
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where
+from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where, refuse_unknown_classes
 from potstill.taps import Signal
 
 
@@ -113,6 +113,8 @@ class ReadoutObjective(Objective):
 
     def __init__(self, name: str, tap: str, labels: str, classes: int, *, rows: str | None = None, weight: float = 1.0):
         super().__init__(name, weight=weight)
+        if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 2**24:
+            raise RecipeError("no number of classes", where=f"{name}.classes", expected="1 to 2**24", got=classes)
         self.tap, self.labels, self.classes, self.rows = tap, labels, classes, rows
         self.student_taps = (tap,)
         self._tokens: int | None = None
@@ -129,9 +131,9 @@ class ReadoutObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
         logits = part(seen.student.hidden[self.tap]).float()
-        return F.cross_entropy(
-            logits.flatten(0, -2), self._cells(seen.batch).flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        cells = self._cells(seen.batch)
+        refuse_unknown_classes(cells, self.classes, self.name)
+        return F.cross_entropy(logits.flatten(0, -2), cells.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
     def _cells(self, batch: Mapping[str, Any]) -> torch.Tensor:
         maps = batch[self.labels]

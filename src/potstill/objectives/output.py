@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where
+from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where, refuse_unknown_classes
 
 
 class OutputObjective(Objective):
@@ -118,6 +118,7 @@ class LabelObjective(Objective):
                 expected=f"labels of shape {tuple(logits.shape[:-1])}",
                 got=tuple(targets.shape),
             )
+        refuse_unknown_classes(targets, logits.shape[-1], self.name)
         return F.cross_entropy(
             logits.flatten(0, -2).float(),
             targets.flatten(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,22 @@ from potstill.recipe.schema import OpenSection, Recipe
 
 MAX_BYTES = 1 << 20
 _START = 'Start from a packaged one: "potstill config show optima-scenes".'
-_STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
+_STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d{1,9})\]")
+MAX_DEPTH = 32
+_MAX_WHOLE = 2**63
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases (a few lines of them can unfold into gigabytes) and without repeated keys."""
+    """SafeLoader without aliases (a few lines of them can unfold into gigabytes), tags and repeated keys."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.events.AliasEvent):
-            raise RecipeError("YAML aliases are not allowed", where=_mark(self.peek_event()), hint="Write it out.")
+        event = self.peek_event()
+        if isinstance(event, yaml.events.AliasEvent):
+            raise RecipeError("YAML aliases are not allowed", where=_mark(event), hint="Write it out.")
+        if getattr(event, "tag", None) is not None:
+            hint = "Write the value alone; quotes make it text."
+            raise RecipeError("YAML tags are not allowed", where=_mark(event), got=event.tag, hint=hint)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -65,8 +74,11 @@ def packaged_recipes() -> dict[str, Path]:
 def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe: a path, or the name of a packaged one."""
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # longer than a path can be, or with a null character
+        pass
     known = packaged_recipes()
     if str(name) in known:
         return known[str(name)]
@@ -137,7 +149,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             expected="field.field=value or list[0].field=value",
             hint="Quote it for the shell if it holds spaces or brackets.",
         )
-    value = read_yaml(f"value: {text}", f"--set {override}")["value"]
+    where = f"--set {path}"
+    given = read_yaml(f"value: {text}", f"--set {override}")
+    if len(given) > 1:
+        raise RecipeError("holds more than one value", where=where, got=text, hint="Repeat --set for every field.")
+    value = given["value"]
     here: Any = data
     for i, step in enumerate(steps):
         last = i == len(steps) - 1
@@ -146,14 +162,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 size = len(here) if isinstance(here, list) else 0
                 raise RecipeError(
                     "there is no such entry",
-                    where=f"--set {path}",
+                    where=where,
                     expected=f"an index below {size}" if size else "a list",
                     got=here if not isinstance(here, list) else step,
                 )
         elif not isinstance(here, dict):
-            raise RecipeError(
-                f'"{step}" is looked for in something that is no section', where=f"--set {path}", got=here
-            )
+            raise RecipeError(f'"{step}" is looked for in something that is no section', where=where, got=here)
         if last:
             here[step] = value
         else:
@@ -164,9 +178,34 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def validate(data: Mapping[str, Any]) -> Recipe:
     """Check a mapping against the schema; the first mistake becomes a ``RecipeError``."""
+    _refuse_unwritable(data)
     recipe = check(Recipe, data)
     recipe.staged()  # a mistake inside a stage is one at the door too
     return recipe
+
+
+def _refuse_unwritable(value: Any, where: str = "", depth: int = 0) -> None:
+    """Refuse what a recipe cannot hold, or not be written down with and read back: also in fields no schema knows."""
+    if depth > MAX_DEPTH:
+        raise RecipeError("is nested too deeply", where=where[:60], expected=f"at most {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str) or _CONTROL.search(key):
+                raise RecipeError("keys are names", where=where or "recipe", expected="printable text", got=key)
+            _refuse_unwritable(inner, f"{where}.{key}".lstrip("."), depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _refuse_unwritable(inner, f"{where}[{i}]", depth + 1)
+    elif isinstance(value, str) and (found := _CONTROL.search(value)):
+        raise RecipeError("holds a control character", where=where, expected="printable text", got=ascii(found[0]))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError("does not fit", where=where, expected="a finite number", got=repr(value))
+    elif isinstance(value, int) and not -_MAX_WHOLE <= value < _MAX_WHOLE:
+        # repr of more than 4300 digits fails, and nothing behind this door takes more than 64 bits.
+        raise RecipeError("does not fit", where=where, expected="a number of at most 64 bits", got=f"{value:#.3g}"
+                          if abs(value) < 10**300 else "a far larger one")  # fmt: skip
+    elif isinstance(value, date | bytes | set):
+        raise RecipeError("does not fit", where=where, expected="text (in quotes) or a number", got=value)
 
 
 def dump_recipe(recipe: Recipe) -> str:

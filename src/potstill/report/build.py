@@ -150,7 +150,9 @@ def _write_whole(target: Path, html: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A lone surrogate in a JSON string has no UTF-8 form; the reader sees a replacement mark.
-        draft.write_bytes(html.encode("utf-8", errors="replace"))
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb") as file:  # never through a link that lies there under this name
+            file.write(html.encode("utf-8", errors="replace"))
         os.replace(draft, target)
     except OSError as error:
         with contextlib.suppress(OSError):

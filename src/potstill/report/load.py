@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def _load_run(path: Path) -> Run:
     if not path.is_dir():
         got = "a file" if path.exists() else "nothing there"
         raise InputError("not a run folder", where=str(path), expected="the --out folder of a run", got=got)
-    if not any((path / name).exists() for name in FILES):
+    if not any(os.path.lexists(path / name) for name in FILES):
         hint = "Give the folder that `potstill distill` wrote."
         raise InputError("not a run folder", where=str(path), expected="any of " + ", ".join(FILES), hint=hint)
     plan = _read_json(path / "plan.json", Plan)
@@ -86,9 +87,19 @@ def _load_run(path: Path) -> Run:
         plan=plan,
         environment=_read_json(path / "environment.json", dict[str, Any]),
         metrics=_read_json(path / "metrics.json", Metrics),
-        history=read_history(history_file) if history_file.exists() else None,
+        history=_read_history(history_file),
         samples=samples,
     )
+
+
+def _read_history(path: Path) -> History | None:
+    if not os.path.lexists(path):
+        return None
+    _refuse_odd_file(path)
+    try:
+        return read_history(path)
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from None
 
 
 def _read_json(path: Path, shape: Any) -> Any:
@@ -114,14 +125,28 @@ def _read_recipe(path: Path) -> str | None:
     try:
         if not isinstance(yaml.safe_load(text), dict):
             raise _damaged(path, "not a recipe", expected="a YAML mapping")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # The last but one are what PyYAML makes of a tag in front of a value of another kind.
         raise _damaged(path, f"not valid YAML ({' '.join(str(error).split())})") from None
     return text
 
 
+def _refuse_odd_file(path: Path) -> None:
+    """Refuse a link out of the run folder, which would show a stranger's choice of file, and what is no plain file."""
+    try:
+        is_inside = path.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        is_inside = False
+    if path.is_symlink() and not is_inside:
+        raise _damaged(path, "is a link that leads out of the run folder")
+    if not path.is_file():
+        raise _damaged(path, "is no file")
+
+
 def _read_text(path: Path) -> str | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    _refuse_odd_file(path)
     try:
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:

@@ -13,9 +13,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from potstill.data.sources import DataSource
-from potstill.errors import InputError, IntegrityError, Interrupted, NumericsError
+from potstill.errors import InputError, IntegrityError, Interrupted, NumericsError, explain_disk
 from potstill.recipe import Recipe, load_recipe
-from potstill.run.folder import RunFolder, explain_disk
+from potstill.run.folder import RunFolder
 from potstill.run.measure import Run, finish
 from potstill.run.planning import imbalance
 from potstill.run.prepare import Prepared, Teachers, prepare, with_source
@@ -88,8 +88,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
         if i == 0:
             folder.record(recipe, resume=resume)  # only now: a recipe that cannot be built leaves nothing behind
         if state["trained"] or i < state["stage"]:
-            verify(finished)
-            load_weights(finished, student, nn.ModuleDict())
+            _load_finished(finished, student)
         else:
             if folder.is_writer:
                 write_json(folder / "plan.json", {**built.plan, "stages": plans} if multiple else built.plan)
@@ -102,6 +101,15 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
     if state["trained"]:
         progress({"event": "note", "text": "training was finished before; measuring again"})
     return finish(recipe, folder, built, progress)
+
+
+def _load_finished(finished: Path, student: nn.Module) -> None:
+    try:
+        verify(finished)
+    except IntegrityError as error:
+        error.hint = "Delete progress.json and resume: the run then goes on from its checkpoints."
+        raise
+    load_weights(finished, student, nn.ModuleDict())
 
 
 def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSignal, progress: Progress) -> None:
@@ -150,7 +158,7 @@ def _explained(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise explain_disk(error, folder.path) from error
+        raise explain_disk(error, str(folder.path)) from error
     except KeyboardInterrupt:
         if not folder.is_recorded:
             raise
@@ -158,7 +166,7 @@ def _explained(folder: RunFolder) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         if "PytorchStreamWriter" in text or "iostream error" in text:  # how torch.save reports a full disk
-            raise explain_disk(error, folder.path) from error
+            raise explain_disk(error, str(folder.path)) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             raise InputError(
                 "there is not enough memory",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from potstill._version import __version__
-from potstill.errors import InputError, IntegrityError, RecipeError
+from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError
 from potstill.recipe import Recipe, dump_recipe, load_recipe
-from potstill.train.checkpoint import read_json, write_json
+from potstill.train.checkpoint import read_json, write_json, write_text
 
 
 class RunFolder:
@@ -70,18 +70,19 @@ class RunFolder:
         Raises:
             InputError: The folder is in use, not empty, or holds no run to resume.
             RecipeError: The run to resume was started with another recipe; names the first field.
-            IntegrityError: The folder cannot be written.
+            IntegrityError: The folder cannot be written, or the run to resume was put there by somebody else.
         """
         if resume:
             if not self.is_recorded:
                 raise InputError(
                     "there is no run to resume", where=str(self.path), hint="Start it without --resume first."
                 )
-            stored = load_recipe(self / "recipe.yaml")
             self._take_lock()
             try:
+                _refuse_foreign(self.path)
+                stored = load_recipe(self / "recipe.yaml")
                 _refuse_difference(_trained_by(stored), _trained_by(recipe), "")
-            except RecipeError:
+            except (PotstillError, OSError):
                 self.release()
                 raise
             return stored.model_copy(update={"evaluate": recipe.evaluate})
@@ -107,18 +108,24 @@ class RunFolder:
         now = environment(recipe)
         before = self / "environment.json"
         if resume and before.is_file():
-            first = read_json(before)
-            now["first_started"] = first.get("first_started") or first.get("started")
-        write_json(before, now)
-        draft = self / "recipe.yaml.tmp"
-        draft.write_text(dump_recipe(recipe), encoding="utf-8")
-        os.replace(draft, self / "recipe.yaml")
+            first = read_json(before, hint="Delete the file and resume: it is written anew.")
+            if isinstance(first, dict):
+                now["first_started"] = first.get("first_started") or first.get("started")
+        try:
+            write_json(before, now)
+            write_text(self / "recipe.yaml", dump_recipe(recipe))
+        except OSError:
+            if not resume:  # without a recipe this is no run, and a folder with anything in it takes no new one
+                before.unlink(missing_ok=True)
+            raise
 
     def _take_lock(self) -> None:
         if not self.is_writer:
             return
         while True:
-            self._lock = open(self / ".lock", "w")  # noqa: SIM115 - held open for as long as the run lasts
+            # A link would be followed to a file of somebody else's choice.
+            number = os.open(self / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self._lock = open(number, "w")  # noqa: SIM115 - held open for as long as the run lasts
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -145,15 +152,46 @@ class RunFolder:
         path = self / "progress.json"
         if not path.exists():
             return {"stage": 0, "trained": False}
-        state = read_json(path)
+        hint = "Delete the file and resume: the run then goes on from its checkpoints."
+        state = read_json(path, hint=hint)
         stage = state.get("stage") if isinstance(state, dict) else None
         if not isinstance(stage, int) or not 0 <= stage < stages or not isinstance(state.get("trained"), bool):
-            raise IntegrityError("does not fit the recipe", where=str(path), got=state)
+            raise IntegrityError("does not fit the recipe", where=str(path), got=state, hint=hint)
         return state
 
     def set_progress(self, stage: int, trained: bool) -> None:
         """Record where the run is."""
         write_json(self / "progress.json", {"stage": stage, "trained": trained})
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a run with links that lead out of its folder, which would be written through, or with others' files.
+
+    Hashes say that a checkpoint is complete, not who wrote it. Whose the files are is compared with a file made now:
+    on a network disk the owner's number need not be that of the process.
+    """
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        own = {os.fstat(probe.fileno()).st_uid, os.geteuid()}
+    home = folder.resolve()
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() and path is not folder and not _leads_inside(path, home):
+            raise IntegrityError(
+                "is a link that leads out of the run folder", where=str(path), hint="Put the file itself there."
+            )
+        owner = path.lstat().st_uid if path is not folder else path.stat().st_uid
+        if path.name != ".lock" and owner not in own:
+            raise IntegrityError(
+                f"belongs to another user (number {owner})",
+                where=str(path),
+                hint="If you trust who wrote the run, copy its folder (cp -r) and resume the copy.",
+            )
+
+
+def _leads_inside(path: Path, home: Path) -> bool:
+    try:
+        return path.resolve(strict=True).is_relative_to(home)
+    except (OSError, RuntimeError):  # to nothing, or to itself
+        return False
 
 
 def _trained_by(recipe: Recipe) -> dict[str, Any]:
@@ -175,23 +213,6 @@ def _refuse_difference(stored: Any, given: Any, where: str) -> None:
             got=given,
             hint="Resume with the same recipe, or start a new run in another folder.",
         )
-
-
-def explain_disk(error: Exception, path: Path) -> IntegrityError:
-    """Turn what the operating system or a writer of weights refused into a message about the folder."""
-    number = getattr(error, "errno", None)
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "StreamWriter" in text:
-        message, hint = f"the disk is full ({text})", "Free some space"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        message, hint = f"cannot be written ({text})", "Choose a folder that you may write to"
-    else:
-        message, hint = f"reading or writing failed ({text})", "Check the path and the disk"
-    return IntegrityError(
-        message,
-        where=str(getattr(error, "filename", None) or path),
-        hint=f"{hint}; a run that has begun goes on with --resume.",
-    )
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:

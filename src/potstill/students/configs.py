@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from potstill.errors import InputError, PotstillError, RecipeError, suggest
+from potstill.models.sizes import absurd_size, memory_bytes
 
 
 def read_field(config: Any, path: str) -> Any:
@@ -76,7 +77,9 @@ def new_model(cls: type[nn.Module], config: Any, seed: int, dtype: torch.dtype, 
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError("not a seed", where="seed", expected="an integer", got=seed)
+    refuse_absurd(config.to_dict(), where)
     try:
+        _refuse_without_memory(cls, config, dtype, where)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds accelerators for good
             return cls(config).to(dtype)
@@ -84,6 +87,33 @@ def new_model(cls: type[nn.Module], config: Any, seed: int, dtype: torch.dtype, 
         raise
     except Exception as error:  # whatever a class makes of sizes that do not fit, the values are the cause
         raise InputError(f"{cls.__name__} cannot be built with these sizes: {one_line(error)}", where=where) from error
+
+
+def refuse_absurd(fields: Mapping[str, Any], where: str | None = None) -> None:
+    """Refuse numbers of layers, experts or classes beyond reason, before something of that length is built."""
+    if found := absurd_size(fields):
+        path, value, limit = found
+        place = f"{where}.{path}" if where else path
+        raise InputError("no model is that large", where=place, expected=f"at most {limit}", got=value)
+
+
+def _refuse_without_memory(cls: type[nn.Module], config: Any, dtype: torch.dtype, where: str | None) -> None:
+    """Build the model without its numbers first: asking for more memory than there is can end the whole process."""
+    memory = memory_bytes()
+    if memory is None:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            shell = cls(config)
+        except (NotImplementedError, RuntimeError):  # a constructor that looks at its numbers
+            return
+    wanted = sum(p.numel() for p in shell.parameters()) * torch.empty((), dtype=dtype).element_size()
+    if wanted > memory:
+        raise InputError(
+            f"the weights alone would take {wanted / 2**30:,.0f} GiB",
+            where=where,
+            expected=f"at most the {memory / 2**30:,.0f} GiB of this machine",
+        )
 
 
 def one_line(error: Exception) -> str:

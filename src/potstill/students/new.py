@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from potstill.errors import RecipeError, suggest
+from potstill.errors import InputError, PotstillError, RecipeError, suggest
 from potstill.students.base import STUDENTS, StudentRecord, count_parameters
-from potstill.students.configs import new_model
+from potstill.students.configs import new_model, one_line, refuse_absurd
 
 
 @STUDENTS.register("new")
@@ -39,7 +39,12 @@ def build_new_student(
         RecipeError: An unknown family, or a field that the data has already set otherwise.
         InputError: The configuration refuses a value.
     """
+    if fields is not None and not isinstance(fields, Mapping):
+        raise RecipeError("not a table of fields", where="fields", expected="{field: value}", got=fields)
+    if not isinstance(family, str):
+        raise RecipeError("not a name", where="family", got=family)
     fields, data_fields = dict(fields or {}), dict(data_fields or {})
+    refuse_absurd(fields, "fields")
     for key, value in data_fields.items():
         if fields.get(key, value) != value:
             raise RecipeError("the data says otherwise", where=f"fields.{key}", expected=repr(value), got=fields[key])
@@ -54,7 +59,12 @@ def build_new_student(
             raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, CONFIG_MAPPING_NAMES))
         config_class = type(AutoConfig.for_model(family))
         model_class = AutoModel._model_mapping[config_class]
-    config = config_class(**{**fields, **data_fields})
+    try:
+        config = config_class(**{**fields, **data_fields})
+    except PotstillError:
+        raise
+    except Exception as error:  # each configuration class has its own errors; all mean that a value was refused
+        raise InputError(f"{config_class.__name__} refuses these fields: {one_line(error)}", where="fields") from error
     student = new_model(model_class, config, seed, torch.float32, "fields")
     return student, StudentRecord(
         builder="new",

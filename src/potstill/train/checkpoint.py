@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,22 +24,32 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text the same way; where the disk refuses, the old file stays and nothing else does."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is an ``IntegrityError`` that names it."""
+def read_json(path: Path, hint: str | None = None) -> Any:
+    """Read JSON; a missing or damaged file is an ``IntegrityError`` that names it, and the next step if given."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IntegrityError("the file is missing", where=str(path)) from error
-    except (ValueError, OSError) as error:
-        raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path)) from error
+        raise IntegrityError("the file is missing", where=str(path), hint=hint) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise IntegrityError(f"cannot be read as JSON ({error})", where=str(path), hint=hint) from error
 
 
 def sha256(path: Path) -> str:
@@ -67,18 +78,34 @@ def seal(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """Raise ``IntegrityError`` naming the first file that is missing, has another size or other bytes."""
+    if folder.is_symlink() or (folder / MANIFEST).is_symlink():
+        raise IntegrityError("a checkpoint holds no links and is none", where=str(folder))
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         raise IntegrityError("the manifest has no list of files", where=str(folder / MANIFEST))
     for name, entry in files.items():
         path = folder / name
-        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in name or path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             raise IntegrityError("a checkpoint holds no links", where=str(path))
         if not path.is_file():
             raise IntegrityError("the file is missing", where=str(path))
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        wanted = entry if isinstance(entry, dict) else {}
+        if path.stat().st_size != wanted.get("bytes") or _hash_of(path) != wanted.get("sha256"):
             raise IntegrityError("the file changed since it was written", where=str(path))
+    # What the manifest does not vouch for must not be loaded: the Trainer takes what it finds by name.
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise IntegrityError("a checkpoint holds no links", where=str(path))
+        if not path.is_dir() and path.name != MANIFEST and path.relative_to(folder).as_posix() not in files:
+            raise IntegrityError("the manifest does not list this file", where=str(path))
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise IntegrityError(f"cannot be read ({error.strerror})", where=str(path)) from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

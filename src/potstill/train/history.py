@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from potstill.errors import IntegrityError
+from potstill.train.checkpoint import write_text
 
 
 class History:
@@ -35,21 +37,27 @@ class History:
         """Drop what this stage wrote after ``step``: those steps are done again.
 
         A round that ended on ``step`` is measured at the start of the next step, so it is dropped too. A torn last
-        line, from a run killed while writing, is cut off.
+        line, from a run killed while writing, is cut off; a damaged one before it is an ``IntegrityError``.
         """
         self.events = []
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        lines = self.path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: JSON may hold other line separators
+        for number, line in enumerate(lines, start=1):
             try:
                 event = json.loads(line)
-            except ValueError:
-                break
+                event["event"], event["step"] = str(event["event"]), int(event["step"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise IntegrityError(
+                    "this line is no event",
+                    where=f"{self.path}, line {number}",
+                    hint="Remove the line or restore the file, then resume.",
+                ) from error
             is_other = event.get("stage") != self.stage
             if is_other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
                 self.events.append(event)
         if self.is_writer:
-            temporary = self.path.with_name(self.path.name + ".tmp")
             lines = (json.dumps(event, ensure_ascii=False) + "\n" for event in self.events)
-            temporary.write_text("".join(lines), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_text(self.path, "".join(lines))

@@ -7,6 +7,7 @@ Each override below says why it is there. They were written against transformers
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -268,7 +269,14 @@ class DistillationTrainer(Trainer):
             resume_from_checkpoint = self.newest_checkpoint()
         elif resume_from_checkpoint:
             verify(Path(resume_from_checkpoint))
-        result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        try:
+            result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
+        except pickle.UnpicklingError as error:  # the Trainer (5.23) reads its states with weights_only=True
+            raise IntegrityError(
+                "a state of the training holds something else than numbers, which could run code",
+                where=str(resume_from_checkpoint),
+                hint="Do not use this checkpoint.",
+            ) from error
         if self.rounds is not None and self.state.global_step >= self.state.max_steps:
             event = self.rounds.close(self.state.global_step)
             if event is not None:
@@ -297,6 +305,8 @@ class DistillationTrainer(Trainer):
         )
         if resume_from_checkpoint is not None:
             saved = read_json(Path(resume_from_checkpoint) / POLICY)
+            if not isinstance(saved, dict) or not {"rounds", "window", "seconds"} <= set(saved):
+                raise IntegrityError("does not hold the state of a run", where=f"{resume_from_checkpoint}/{POLICY}")
             # The saved window is that of all ranks together.
             self._window = saved["window"] if self.is_world_process_zero() else {}
             self._seconds_before = saved["seconds"]
@@ -358,20 +368,22 @@ class DistillationTrainer(Trainer):
         self._saving_to = str(growing)
         try:
             super()._save_checkpoint(model, trial)
+            state = {
+                "rounds": None if self.rounds is None else self.rounds.state_dict(),
+                "window": self._window_of_all_ranks(),
+                "seconds": self.seconds,
+            }
+            self._wait()
+            if self.args.should_save:
+                write_json(growing / name / POLICY, state)
+                seal(growing / name)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                os.rename(growing / name, folder / name)
         finally:
             self._saving_to = None
-        state = {
-            "rounds": None if self.rounds is None else self.rounds.state_dict(),
-            "window": self._window_of_all_ranks(),
-            "seconds": self.seconds,
-        }
-        self._wait()
+            if self.args.should_save:
+                shutil.rmtree(growing, ignore_errors=True)  # on a full disk, what was half-written is in the way
         if self.args.should_save:
-            write_json(growing / name / POLICY, state)
-            seal(growing / name)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            os.rename(growing / name, folder / name)
-            shutil.rmtree(growing, ignore_errors=True)
             keep_newest(folder, self.args.keep_checkpoints)
         self._wait()
 
