@@ -112,6 +112,11 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="0 = no clipping.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What a term or gradient that is NaN or Inf ends: the run, or that optimiser step alone. The batch "
+        "is kept either way; ten skipped steps in a row end the run.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     workers: int = Field(0, ge=0, le=256, description="Processes that load data.")
