@@ -41,6 +41,14 @@ class TeacherSection(Section):
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
     allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
 
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        # YAML reads 64 digits as a number, and 12e34… as one beyond all floats.
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError('is read as a number: put it in quotes, sha256: "…"')
+        return value
+
 
 class StudentSection(OpenSection):
     """How the student is made: a builder and its options."""
@@ -175,6 +183,13 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     stages: list[StageSection] | None = Field(None, min_length=1)
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which equals 1
+            raise ValueError("is the number 1, not true or false")
+        return value
 
     @field_validator("stages")
     @classmethod
