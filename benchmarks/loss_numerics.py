@@ -18,9 +18,15 @@ import torch
 from _record import RESULTS, origin, write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "losses"))
-from loss_cases import CASES, REGIMES, errors
+from loss_cases import CASES, REGIMES, Case, errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def plain_kl(student: torch.Tensor, teacher: torch.Tensor, *, mask: None = None) -> torch.Tensor:
+    """What the divergences of the package do not do: sum terms of both signs."""
+    log_p, log_q = (x.to(torch.promote_types(x.dtype, torch.float32)).log_softmax(-1) for x in (teacher, student))
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def main() -> None:
@@ -30,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     where, rows = origin(), []
-    for case in CASES:
+    for case in [*CASES, Case("plain sum of p log(p/q)", plain_kl)]:
         for temperature in ("", 0.05) if case.compares_logits else ("",):
             more = {"temperature": temperature} if temperature else {}
             for regime, draw in REGIMES.items():

@@ -99,7 +99,7 @@ def test_nothing_to_count_costs_nothing_in_any_precision(case, dtype):
 @given(seed=st.integers(0, 2**31))
 @EXAMPLES
 def test_a_student_almost_equal_to_the_teacher_keeps_the_digits_of_its_small_value(case, seed):
-    """A plain sum of p log(p / q) is wrong by a third here, and sometimes below 0."""
+    """A plain sum of p log(p / q) is wrong in its first digits here, and sometimes below 0."""
     noise = torch.randn(6, *case.teacher, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     teacher = REGIMES["apart"](case, 6, seed)[1].float()
     value, _ = value_and_gradient(case, (teacher * (1e-3 * noise).exp()).float(), teacher)

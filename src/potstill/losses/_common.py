@@ -143,8 +143,8 @@ def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
 class _KL(torch.autograd.Function):
     """The sum of p log(p / q) + q - p, whose terms are all at least 0, where those of p log(p / q) cancel.
 
-    Close to the teacher the plain sum keeps hardly a digit in float32: at logits 0.1 % apart its value is wrong by a
-    third and may be below 0. Sums of q and of p are both 1, so the value is the same.
+    Close to the teacher the plain sum keeps hardly a digit in float32 and may be below 0 (``docs/numerics.md``). Sums
+    of q and of p are both 1, so the value is the same.
     """
 
     generate_vmap_rule = True  # so that torch.func works on the losses
