@@ -8,8 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# The same examples in every run, nothing kept between runs, and no deadline on a machine that is busy.
+settings.register_profile("potstill", derandomize=True, deadline=None, database=None)
+settings.load_profile("potstill")
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 12}

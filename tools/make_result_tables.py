@@ -106,9 +106,28 @@ def optima_in_short() -> str:
     return table(["system", "seeds", "L_pred", "minus plain KD, paired"], body)
 
 
+def loss_numerics() -> str:
+    rows = read("loss_numerics.csv")
+    kinds = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+    def worst(loss: str, column: str, **where: str) -> str:
+        found = [r for r in rows if r["loss"] == loss and all(r[k] == v for k, v in where.items())]
+        return f"{max(float(r[column]) for r in found):.0e}"
+
+    body = []
+    for loss in dict.fromkeys(r["loss"] for r in rows):
+        values = [worst(loss, "value_relative", dtype="float32", inputs=kind) for kind in ("apart", "close", "huge")]
+        smooth = {} if loss != "tv_distance" else {"inputs": "apart"}
+        grads = [worst(loss, "gradient_relative", dtype=kind, **smooth) for kind in kinds.values()]
+        body.append([loss if " " in loss else f"`{loss}`", *values, *grads])
+    head = ["relative error", "value fp32, apart", "close", "±1e4", *(f"gradient {kind}" for kind in kinds)]
+    return table(head, body) + "\n\nGradients of norm above 1e-4, all inputs and both temperatures together."
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "teacher scores": ("docs/models/coca.md", teacher_scores),
     "blind baselines": ("docs/data/scenes.md", blind_baselines),
+    "loss numerics": ("docs/numerics.md", loss_numerics),
     "demo": ("README.md", demo),
     "optima in short": ("README.md", optima_in_short),
     "optima on the scenes": ("docs/policies/optima.md", optima_results),

@@ -197,3 +197,17 @@ def test_no_message_shows_a_traceback_or_pydantic():
     assert "pydantic" not in text.lower()
     assert yaml.safe_load("a: 1")  # the loader of recipes leaves PyYAML's own as it was
     assert yaml.safe_load("a: on") == {"a": True}
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_boolean_is_no_version(value):
+    error = refused(f"version={value}")
+    assert (error.where, error.message) == ("version", "is the number 1, not true or false")
+
+
+@pytest.mark.parametrize("digits", ["12" * 32, "0" + "12" * 31 + "3", "12e" + "3" * 61])
+def test_a_hash_that_yaml_reads_as_a_number_is_to_be_quoted(digits):
+    error = refused(f"teacher.sha256={digits}")
+    assert error.where == "teacher.sha256"
+    assert 'put it in quotes, sha256: "…"' in error.message
+    assert load_recipe("kd-scenes", [f'teacher.sha256="{digits}"']).teacher.sha256 == digits

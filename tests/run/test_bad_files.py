@@ -1,6 +1,8 @@
 """Teachers that are not what they claim to be, full disks, terms that are not finite: one message, and resumable."""
 
 import errno
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import torch
 
 import potstill.train.trainer as engine
 from potstill.errors import InputError, IntegrityError, NumericsError, RecipeError
+from potstill.objectives import HiddenObjective
 from potstill.recipe import load_recipe
 from potstill.run import distill, plan
 from potstill.run.build import build_arguments
+from potstill.train import load_batch
 from potstill.train.checkpoint import list_checkpoints, verify
 
+ROOT = Path(__file__).parents[2]
 SHORT = ("train.steps=4", "train.checkpoint_every=2", "evaluate.samples=8", "evaluate.shown=0")
 
 
@@ -71,6 +76,52 @@ def test_a_term_that_is_not_finite_names_step_term_and_module(tmp_path, tiny_run
     assert error.value.where.startswith("step ")
     assert 'the term "' in error.value.message
     assert "train.learning_rate" in error.value.hint
+
+
+def break_hidden_term(monkeypatch, module, calls):
+    """Make the hidden term of a module NaN at the given training passes."""
+    whole, count = HiddenObjective.total, iter(range(1000))
+
+    def total(self, seen, part):
+        value = whole(self, seen, part)
+        is_hit = self.module == module and value.requires_grad and next(count) in calls
+        return value * float("nan") if is_hit else value
+
+    monkeypatch.setattr(HiddenObjective, "total", total)
+
+
+OPTIMA = ("policy.round_steps=2", "policy.probe_batches=1", "policy.name=all")
+
+
+def test_a_hidden_term_that_is_not_finite_names_its_module_and_keeps_the_batch(tmp_path, tiny_run, monkeypatch):
+    module = "multimodal_decoder"
+    break_hidden_term(monkeypatch, module, {3})  # the rehearsal is pass 0
+    with pytest.raises(NumericsError) as error:
+        distill("optima-scenes", tmp_path / "run", overrides=tiny_run(*SHORT, *OPTIMA))
+    assert error.value.where == f"step 2, module {module}"
+    assert error.value.message == f'the term "hidden.{module}" became nan'
+    batch, about = load_batch(tmp_path / "run" / "nonfinite" / "step-2.safetensors")
+    assert about["module"] == module
+    assert batch["sample_id"].tolist() == about["samples"]
+
+
+def test_a_run_that_skips_says_so_at_the_end_in_the_history_and_in_the_report(tmp_path, tiny_run, monkeypatch):
+    break_hidden_term(monkeypatch, "image_encoder", {3})
+    notes = []
+    run = distill(
+        "optima-scenes",
+        tmp_path / "run",
+        overrides=tiny_run(*SHORT, *OPTIMA, "train.on_nonfinite=skip"),
+        progress=lambda event: notes.append(event.get("text", "")),
+    )
+    assert any(note.startswith("1 optimiser steps were skipped") for note in notes)
+    events = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
+    (skip,) = [event for event in events if event["event"] == "skip"]
+    assert (run.folder / skip["file"]).is_file()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 optimiser steps were skipped" in page
+    described = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "run-folder.md").read_text()))
+    assert set(skip) | {"nonfinite/"} <= described
 
 
 @pytest.mark.parametrize(("schedule", "first"), [("constant", 0.25), ("linear", 0.25), ("cosine", 0.25)])

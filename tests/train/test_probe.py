@@ -1,11 +1,13 @@
 """The yardsticks of the reward, on numbers that can be checked by hand."""
 
 import pytest
-from toy_models import Toy, objectives
+import torch
+from toy_models import Toy, objectives, trainer
 
 from potstill.errors import NumericsError
+from potstill.policies import RoundRobinPolicy
 from potstill.train import DistillModule
-from potstill.train.probe import reward_of, yardstick_value
+from potstill.train.probe import check_probe, reward_of, yardstick_value
 
 BEFORE = {"answer": 2.0, "hidden.image": 10.0, "hidden.text": 4.0}
 AFTER = {"answer": 1.5, "hidden.image": 8.0, "hidden.text": 5.0}
@@ -33,6 +35,16 @@ def test_an_absolute_reward_is_the_plain_difference(module):
     assert reward_of(BEFORE, AFTER, module, "reference", mode="absolute", clip=None) == pytest.approx(0.6)
 
 
-def test_a_probe_that_is_not_finite_names_the_term(module):
-    with pytest.raises(NumericsError, match=r'"hidden\.text" became nan'):
-        reward_of(BEFORE, {**AFTER, "hidden.text": float("nan")}, module, "prediction")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_probe_that_is_not_finite_names_step_module_and_term(module, value):
+    with pytest.raises(NumericsError, match=rf'step 7, module text: the term "hidden\.text" became {value}'):
+        check_probe({**AFTER, "hidden.text": value}, module, 7)
+
+
+def test_a_student_that_is_broken_after_a_round_is_found_by_its_probe(tmp_path):
+    t = trainer(tmp_path, policy=RoundRobinPolicy([("image",), ("text",)]), on_nonfinite="skip")
+    t.rounds.before_step(0)
+    with torch.no_grad():
+        t.model.student.text.blocks[0].linear.weight.fill_(float("nan"))
+    with pytest.raises(NumericsError, match=r"step 3.*became nan on the probe set"):
+        t.rounds.before_step(3)

@@ -23,6 +23,8 @@ PARAMETERS = {
         *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
     ],
     "log": ["self", "logs", "start_time"],
+    "_clip_grad_norm": ["self", "model"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
 }
 
 
@@ -44,6 +46,8 @@ def test_an_overridden_method_takes_what_we_expect(name):
         ("_inner_training_loop", "self._init_training_state("),
         ("_prepare_for_training", "self.create_optimizer("),
         ("train", "self._load_from_checkpoint("),
+        ("_run_epoch", "self._clip_grad_norm("),
+        ("_run_epoch", "self._get_grad_norm("),
     ],
 )
 def test_the_trainer_still_goes_through_our_overrides(caller, called):
@@ -57,6 +61,13 @@ def test_the_probe_runs_before_the_mode_is_set_and_the_random_state_restored_aft
     assert source.index("self._load_rng_state(resume_from_checkpoint)\n                rng_to_sync") < source.index(
         "self.training_step("
     )
+
+
+def test_the_loss_of_a_step_is_added_in_place_before_its_gradient_is_measured():
+    """A skipped step is taken out of the running loss again."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("self._tr_loss += tr_loss_step") < source.index("self._clip_grad_norm(")
+    assert source.index("self._get_grad_norm(") < source.index("self.optimizer.step()")
 
 
 def test_defaults_that_would_hide_mistakes_are_off(tmp_path):

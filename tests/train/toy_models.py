@@ -48,8 +48,8 @@ class Toy(nn.Module):
 class ToyData(torch.utils.data.Dataset):
     is_generated = True
 
-    def __init__(self, size=4096, seed=0):
-        self.size, self.seed = size, seed
+    def __init__(self, size=4096, seed=0, bad=()):
+        self.size, self.seed, self.bad = size, seed, bad  # a bad sample has a NaN in its picture
 
     def __len__(self):
         return self.size
@@ -58,8 +58,9 @@ class ToyData(torch.utils.data.Dataset):
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         length = 2 + index % 3
         mask = torch.arange(4) < length
+        pixels = torch.randn(5, 3, generator=g)
         return {
-            "pixels": torch.randn(5, 3, generator=g),
+            "pixels": pixels.masked_fill(torch.tensor(index in self.bad), torch.nan),
             "words": torch.randn(4, 2, generator=g) * mask[:, None],
             "words_mask": mask,
             "labels": torch.tensor(index % 5 if index % 4 else -100),
@@ -107,14 +108,16 @@ def arguments(folder, steps=12, batch=8, accumulation=1, **more):
     return DistillationArguments(**{**settings, **more})
 
 
-def trainer(folder, *, student=None, teacher=None, policy=None, objective_list=None, history=None, **settings):
+def trainer(
+    folder, *, student=None, teacher=None, policy=None, objective_list=None, history=None, data=None, **settings
+):
     return DistillationTrainer(
         student if student is not None else Toy(width=4, layers=1, dropout=0.1, seed=1),
         objective_list or objectives(),
         teacher=teacher if teacher is not None else Toy(),
         policy=policy,
         args=arguments(folder, **settings),
-        train_dataset=ToyData(),
+        train_dataset=data if data is not None else ToyData(),
         data_collator=collate,
         history=history,
     )

@@ -8,6 +8,8 @@ from torch import Tensor
 from potstill.errors import ShapeError
 from potstill.losses._common import check_mask, check_positive, log_probs, logit_pair, zero_with_graph
 
+_FAINT = 1e-20  # a shorter row counts as constant: beside any sensible ``eps`` it could not be told from one
+
 
 def dist_loss(
     student: Tensor,
@@ -69,14 +71,20 @@ def dist_loss(
     if student.shape[0] == 0:
         return zero_with_graph(student)
     q, p = log_probs(student, temperature).exp(), log_probs(teacher, temperature).exp()
-    inter = 1 - _correlation(q, p, eps).mean()
-    intra = 1 - _correlation(q.T, p.T, eps).mean()
+    inter, intra = _no_correlation(q, p, eps).mean(), _no_correlation(q.T, p.T, eps).mean()
     return temperature**2 * (beta * inter + gamma * intra)
 
 
-def _correlation(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    """Return the Pearson correlation of each row of ``a`` with the same row of ``b``."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    # vector_norm has the subgradient 0 at a constant row, where the square root of a sum would give NaN.
-    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return (a * b).sum(-1) / (norms + eps)
+def _no_correlation(a: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Return 1 minus the Pearson correlation of each row of ``a`` with the same row of ``b``.
+
+    By 1 - a'b = |a - b|² / 2 for a and b of length 1: rows nearly alike keep their digits, and it is never below 0.
+    """
+    units, norms = [], 1.0
+    for x in (a, b):
+        x = x - x.mean(-1, keepdim=True)
+        # vector_norm has the subgradient 0 at a constant row, where the square root of a sum would give NaN.
+        norm = torch.linalg.vector_norm(x, dim=-1)
+        units.append(x / norm.clamp_min(_FAINT).unsqueeze(-1))
+        norms = norms * norm
+    return (norms * (units[0] - units[1]).square().sum(-1) / 2 + eps) / (norms + eps)

@@ -104,6 +104,7 @@ def dkd(
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of (target, others), ``(..., 2)``, and of each class among the others, ``(..., V)``."""
     others = logits.scatter(-1, target, -torch.inf)
-    rest = others.logsumexp(-1, keepdim=True)
-    odds = logits.gather(-1, target) - rest
-    return torch.cat([F.logsigmoid(odds), F.logsigmoid(-odds)], -1), others - rest
+    # Around their largest: a log-sum-exp of logits in the thousands has no digits left for what follows the point.
+    top = others.detach().amax(-1, keepdim=True)
+    odds = (logits.gather(-1, target) - top) - (others - top).logsumexp(-1, keepdim=True)
+    return torch.cat([F.logsigmoid(odds), F.logsigmoid(-odds)], -1), F.log_softmax(others, -1)

@@ -41,6 +41,14 @@ class TeacherSection(Section):
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
     allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
 
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        # YAML reads 64 digits as a number, and 12e34… as one beyond all floats.
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError('is read as a number: put it in quotes, sha256: "…"')
+        return value
+
 
 class StudentSection(OpenSection):
     """How the student is made: a builder and its options."""
@@ -112,6 +120,11 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="0 = no clipping.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What a term or gradient that is NaN or Inf ends: the run, or that optimiser step alone. The batch "
+        "is kept either way; ten skipped steps in a row end the run.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     workers: int = Field(0, ge=0, le=256, description="Processes that load data.")
@@ -170,6 +183,13 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     stages: list[StageSection] | None = Field(None, min_length=1)
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which equals 1
+            raise ValueError("is the number 1, not true or false")
+        return value
 
     @field_validator("stages")
     @classmethod

@@ -113,6 +113,11 @@ def notes(run: Run) -> list[str]:
         found.append("The last line of history.jsonl is incomplete (the run was stopped while writing) and left out.")
     if run.history and run.history.resumed_at:
         found.append("This run was resumed from a checkpoint; steps that were done again are shown once.")
+    if run.history and run.history.skipped:
+        found.append(
+            f"{run.history.skipped:,} optimiser steps were skipped because a term or gradient was not finite; "
+            "history.jsonl names them."
+        )
     if run.metrics is None:
         found.append("There are no scores yet: metrics.json is written when the run ends.")
     elif not any(model.role == "student" for model in run.metrics.models.values()):

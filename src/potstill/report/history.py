@@ -42,6 +42,7 @@ class History:
     rounds: list[Round] = field(default_factory=list)
     is_torn: bool = False
     resumed_at: list[int] = field(default_factory=list)
+    skipped: int = 0
 
     @property
     def last_step(self) -> int:
@@ -94,6 +95,8 @@ def _add(history: History, event: dict[str, Any]) -> None:
         round_ = Round(_whole(event["step"]), str(event["arm"]), reward, reference, posterior)
         _drop_from(history, round_.step, history.rounds)
         history.rounds.append(round_)
+    elif kind == "skip":
+        history.skipped += 1
 
 
 def _drop_from(history: History, step: int, events: list) -> None:

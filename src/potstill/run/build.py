@@ -208,6 +208,7 @@ def build_arguments(
         adam_beta1=train.betas[0],
         adam_beta2=train.betas[1],
         max_grad_norm=train.max_grad_norm,
+        on_nonfinite=train.on_nonfinite,
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
         dataloader_num_workers=train.workers,

@@ -79,6 +79,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             teacher=teachers.get(stage),
             history=folder / "history.jsonl",
             stage=name if multiple else None,
+            nonfinite=folder / "nonfinite" / name if multiple else folder / "nonfinite",
             callbacks=[report, stopper],  # a signal that comes while a step is shown ends the run at that step
         )
         report.trainer = built.trainer
@@ -128,6 +129,12 @@ def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSign
         progress({"event": "note", "text": start})
     with stopper:
         built.trainer.train(resume_from_checkpoint=str(found) if found else None)
+    skipped = sum(
+        e["event"] == "skip" and e.get("stage") == built.trainer.history.stage for e in built.trainer.history.events
+    )
+    if skipped:
+        text = f"{skipped} optimiser steps were skipped: a term or gradient was not finite (history.jsonl, nonfinite/)"
+        progress({"event": "note", "text": text})
     if stopper.stopped:
         raise Interrupted(
             f"stopped at step {built.trainer.state.global_step}; a checkpoint was written",

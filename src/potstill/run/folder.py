@@ -31,6 +31,7 @@ class RunFolder:
                          plan of the newest one, and under ``stages`` those of all so far
     ``history.jsonl``    one line per logged step and per round of the policy
     ``checkpoints/``     complete checkpoints, by stage if there are several
+    ``nonfinite/``       batches that made a term or gradient NaN or Inf, by stage if there are several
     ``stages/``          the student at the end of each stage
     ``progress.json``    which stage runs, and whether training is done
     ``metrics.json``     per model: task scores, fidelity, cost

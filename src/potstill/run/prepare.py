@@ -73,6 +73,7 @@ def prepare(
     teacher: nn.Module | None = None,
     history: Path | None = None,
     stage: str | None = None,
+    nonfinite: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Prepared:
     """Build everything a stage needs and probe it on one batch; nothing is written.
@@ -85,6 +86,7 @@ def prepare(
         teacher: The teacher, if it is loaded already.
         history: File for the history.
         stage: Name of the stage in the history.
+        nonfinite: Folder for batches whose terms or gradients are not finite.
         callbacks: Further callbacks of the Trainer.
 
     Raises:
@@ -126,6 +128,7 @@ def prepare(
             data_collator=source.collator,
             history=history,
             stage=stage,
+            nonfinite=nonfinite,
             callbacks=list(callbacks),
         )
     plan = make_plan(recipe, source, student, teacher, modules, trainer)

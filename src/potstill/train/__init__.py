@@ -2,7 +2,8 @@
 
 from potstill.train.arguments import DistillationArguments
 from potstill.train.module import DistillModule, DistillOutput
+from potstill.train.nonfinite import load_batch
 from potstill.train.probe import Probe
 from potstill.train.trainer import DistillationTrainer
 
-__all__ = ["DistillModule", "DistillOutput", "DistillationArguments", "DistillationTrainer", "Probe"]
+__all__ = ["DistillModule", "DistillOutput", "DistillationArguments", "DistillationTrainer", "Probe", "load_batch"]

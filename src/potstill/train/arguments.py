@@ -29,6 +29,7 @@ class DistillationArguments(TrainingArguments):
     )
     part_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of parts; None = same."})
     keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints to keep; 0 = all."})
+    on_nonfinite: str = field(default="stop", metadata={"help": "A NaN or Inf ends the run (stop) or the step (skip)."})
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False
     disable_tqdm: bool | None = True
@@ -44,6 +45,10 @@ class DistillationArguments(TrainingArguments):
         if self.reward not in YARDSTICKS:
             raise RecipeError(
                 "unknown yardstick", where="policy.reward", expected=", ".join(YARDSTICKS), got=self.reward
+            )
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise RecipeError(
+                "unknown way out", where="train.on_nonfinite", expected="stop or skip", got=self.on_nonfinite
             )
         # The Trainer rotates before our manifest is written; the trainer keeps its own count instead.
         self.save_total_limit = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.errors import InputError, NumericsError, PotstillError, RecipeError
+from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
 from potstill.taps import HiddenTaps, Signal, observe
 from potstill.taps.inputs import model_inputs
@@ -212,19 +212,3 @@ def _placed_at(objective: Objective) -> Iterator[None]:
         if not (error.where or "").startswith(objective.name):
             error.at(objective.name)
         raise
-
-
-def check_finite(output: DistillOutput, objectives: Iterable[Objective], batch: Mapping[str, Any], step: int) -> None:
-    """Raise ``NumericsError`` that names step, term, module and samples if any term is NaN or Inf."""
-    if not output.totals or torch.isfinite(torch.stack([t.double() for t in output.totals.values()])).all():
-        return
-    bad = next(name for name, t in output.totals.items() if not torch.isfinite(t))
-    module = next(o.module for o in objectives if o.name == bad)
-    ids = batch.get("sample_id")
-    raise NumericsError(
-        f'the term "{bad}" became {output.totals[bad].item()}',
-        where=f"step {step}" + (f", module {module}" if module else ""),
-        got=f"samples {ids.flatten().tolist()[:16]}" if isinstance(ids, torch.Tensor) else None,
-        hint="Start again in a new folder with a lower train.learning_rate, with train.max_grad_norm set, or in fp32; "
-        "the checkpoints so far are kept.",
-    )

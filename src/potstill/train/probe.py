@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -52,6 +53,21 @@ class Probe:
         return dict(zip(names, (total / count.clamp_min(1)).tolist()))
 
 
+def check_probe(values: Mapping[str, float], module: DistillModule, step: int) -> None:
+    """Raise ``NumericsError`` that names step, term and module if a value on the probe set is NaN or Inf.
+
+    The probe set stays the same and no step is taken on it: skipping helps nothing, the student is broken.
+    """
+    for objective in module.objectives:
+        value = values[objective.name]
+        if not math.isfinite(value):
+            raise NumericsError(
+                f'the term "{objective.name}" became {value} on the probe set',
+                where=f"step {step}" + (f", module {objective.module}" if objective.module else ""),
+                hint="Start again in a new folder with a lower train.learning_rate; the checkpoints so far are kept.",
+            )
+
+
 def yardstick_value(values: Mapping[str, float], module: DistillModule, kind: Yardstick) -> float:
     """Return one number for the probe's values: the full weighted loss, or that of the prediction terms alone."""
     chosen = [o for o in module.objectives if kind != "prediction" or o.role == "prediction"]
@@ -73,9 +89,6 @@ def reward_of(
     card). ``prediction``: of the prediction terms alone, so that an arm earns nothing by lowering its own hidden term.
     ``per_term``: mean of the relative decrements of all terms, which weighs small terms like large ones.
     """
-    for name, value in after.items():
-        if value != value or abs(value) == float("inf"):
-            raise NumericsError(f'the term "{name}" became {value} on the probe set', hint="Lower train.learning_rate.")
     if kind == "per_term":
         parts = [
             loss_decrement_reward(before[o.name], after[o.name], "relative", clip)

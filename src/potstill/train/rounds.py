@@ -8,7 +8,7 @@ from typing import Any
 from potstill.errors import IntegrityError
 from potstill.train.arguments import DistillationArguments
 from potstill.train.module import DistillModule
-from potstill.train.probe import Probe, reward_of, yardstick_value
+from potstill.train.probe import Probe, check_probe, reward_of, yardstick_value
 
 
 class Rounds:
@@ -59,7 +59,7 @@ class Rounds:
         """Start the first round, or turn to the next where one ends; return the event of the round that ended."""
         event = None
         if self._arm is None:
-            self._values = self._measure()
+            self._values = self._measure(step)
         elif step % self.args.round_steps == 0 and step != self._started:
             event = self._reward(step)
         else:
@@ -77,13 +77,15 @@ class Rounds:
         self._arm = None
         return event
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, step: int) -> dict[str, float]:
         if self._probe is None:
             self._probe = self._draw_probe()
-        return self._probe.measure(self.module, self._sum)
+        values = self._probe.measure(self.module, self._sum)
+        check_probe(values, self.module, step)
+        return values
 
     def _reward(self, step: int) -> dict[str, Any]:
-        args, after = self.args, self._measure()
+        args, after = self.args, self._measure(step)
         reward = reward_of(self._values, after, self.module, args.reward, mode=args.reward_mode, clip=args.reward_clip)
         self.policy.update(self._arm, reward)
         self._values = after

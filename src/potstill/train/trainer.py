@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from potstill.errors import InputError, IntegrityError, RecipeError
-from potstill.objectives import Objective
+from potstill.objectives import Objective, Seen
 from potstill.teachers import LiveTeacher
 from potstill.train.arguments import DistillationArguments
 from potstill.train.checkpoint import (
@@ -36,8 +37,9 @@ from potstill.train.checkpoint import (
     verify,
     write_json,
 )
+from potstill.train.guard import Guard
 from potstill.train.history import History
-from potstill.train.module import DistillModule, check_finite
+from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.rounds import Rounds
 
@@ -56,6 +58,7 @@ class DistillationTrainer(Trainer):
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
         stage: Name written into the history, where several stages share a file.
+        nonfinite: Folder for batches whose terms or gradients are not finite; None = "nonfinite" in the output folder.
 
     Raises:
         RecipeError: A policy's arm names a module that no objective belongs to, or there is nothing to train on.
@@ -77,6 +80,7 @@ class DistillationTrainer(Trainer):
         data_collator: Any = None,
         history: Path | str | None = None,
         stage: str | None = None,
+        nonfinite: Path | str | None = None,
         **kwargs: Any,
     ):
         module = student if isinstance(student, DistillModule) else DistillModule(student, objectives or [])
@@ -119,6 +123,14 @@ class DistillationTrainer(Trainer):
                 agree=self._agree,
             )
         self._window: dict[str, list[float]] = {}  # objective -> [sum, count] since the last log
+        self.guard = Guard(
+            module,
+            args,
+            Path(nonfinite or Path(args.output_dir) / "nonfinite"),
+            history=self.history,
+            sum_over_ranks=self._sum_over_ranks,
+        )
+        self._logged_at, self._skips_since_log = 0, 0
         self._saving_to: str | None = None
         self._started = time.perf_counter()
         self._seconds_before = 0.0
@@ -187,6 +199,9 @@ class DistillationTrainer(Trainer):
                 break
         if not batches:
             return batches, None
+        self.guard.begin_step(self.state.global_step, batches)
+        if self.guard.skips:  # what a step that is dropped must leave as it was
+            self._before = {name: list(kept) for name, kept in self._window.items()}, self._tr_loss.clone()
         per_batch = [self.model.count(batch) for batch in batches]
         names = list(per_batch[0])
         sums = torch.stack([sum(c[n] for c in per_batch).to(device, torch.float64) for n in names])
@@ -208,7 +223,7 @@ class DistillationTrainer(Trainer):
             with self.accelerator.autocast():
                 signal = self.teacher.signal(inputs, self.model.teacher_taps_for(weights))
         output = model(inputs, signal, weights, num_items_in_batch)
-        check_finite(output, self.model.objectives, inputs, self.state.global_step)
+        self.guard.check_terms(output, inputs)
         names = list(output.totals)
         # One transfer from the device for all terms.
         values = torch.stack([v[n].double() for v in (output.totals, output.counts) for n in names]).tolist()
@@ -219,6 +234,41 @@ class DistillationTrainer(Trainer):
         # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
+
+    def _clip_grad_norm(self, model):
+        """Measure before scaling: by a norm that is not finite clipping would spread NaN over every gradient."""
+        norm = self._get_grad_norm(model)
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Measure the gradient, once a step, and let the guard stop at it or drop the step."""
+        if grad_norm is not None:
+            return grad_norm
+        self.accelerator.unscale_gradients()
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        # In fp16 a gradient that overflows is what the scaler lives by: it drops the step and lowers its scale.
+        if self.accelerator.scaler is None:
+            self.guard.check_gradient(norm, self._terms)
+        if self.guard.drops_step():
+            for parameter in model.parameters():
+                parameter.grad = None  # optimisers pass over such parameters: no update, no decay, no momentum
+            self._window, loss = self._before
+            self._tr_loss.copy_(loss)
+            self._skips_since_log += 1
+            return torch.zeros_like(norm)
+        return norm
+
+    def _terms(self, inputs):
+        """Yield batch, objective and sum for every active term of a micro-batch, each on its own."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            signal = None
+            if self.teacher is not None:
+                signal = self.teacher.signal(inputs, self.model.teacher_taps_for(self.weights))
+            for objective, _ in self.model.active(self.weights):
+                seen = Seen(inputs, self.model.observe(inputs, [objective]), signal)
+                yield inputs, objective, objective.total(seen, self.model.part_of(objective))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate the same objective as in training, with every module on."""
@@ -310,11 +360,13 @@ class DistillationTrainer(Trainer):
             # The saved window is that of all ranks together.
             self._window = saved["window"] if self.is_world_process_zero() else {}
             self._seconds_before = saved["seconds"]
+            self.guard.in_a_row = saved.get("skips_in_a_row", 0)
             if (self.rounds is None) != (saved["rounds"] is None):
                 raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
             if self.rounds is not None:
                 self.rounds.load_state_dict(saved["rounds"])
         self._started = time.perf_counter()
+        self._logged_at, self._skips_since_log = self.state.global_step, 0
         self.history.rewind(self.state.global_step)
         # From a checkpoint of the last step the Trainer (5.23) would do one more before it looks at max_steps.
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else started
@@ -328,6 +380,12 @@ class DistillationTrainer(Trainer):
                 for name, (total, count) in self._window_of_all_ranks().items()
             }
             self._window = {}
+            if self._skips_since_log:
+                # The Trainer divides by all steps, and a skipped one has no loss.
+                steps = self.state.global_step - self._logged_at
+                taken = steps - self._skips_since_log
+                logs["loss"] = logs["loss"] * steps / taken if taken else None
+            self._logged_at, self._skips_since_log = self.state.global_step, 0
             self.history.add(
                 {
                     "event": "step",
@@ -372,6 +430,7 @@ class DistillationTrainer(Trainer):
                 "rounds": None if self.rounds is None else self.rounds.state_dict(),
                 "window": self._window_of_all_ranks(),
                 "seconds": self.seconds,
+                "skips_in_a_row": self.guard.in_a_row,
             }
             self._wait()
             if self.args.should_save:

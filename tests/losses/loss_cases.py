@@ -1,0 +1,203 @@
+"""Every loss of the package as a case: how to call it, on which shapes, what its mask looks like.
+
+A loss enters the batteries by its name in ``potstill.losses.__all__``. One that compares ``(..., D)`` with ``(..., D)``
+row by row needs nothing more; one with other shapes or further arguments needs a row in ``CASES``.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+import potstill.losses
+from potstill.losses import (
+    attention_kl,
+    attention_transfer,
+    cka_loss,
+    dist_loss,
+    dkd,
+    generalized_jsd,
+    hint_mse,
+    kd_kl,
+    minilm_relation,
+    module_hidden_loss,
+    reverse_kl,
+    tv_distance,
+)
+
+TARGET = torch.tensor([1, 4, 0, 2, 2, 3, 1, 0])
+
+
+@dataclass
+class Case:
+    """One loss: shapes for B samples, how to call it, what its mask looks like."""
+
+    name: str
+    call: Callable
+    student: tuple[int, ...] = (3, 5)  # without the batch axis
+    teacher: tuple[int, ...] = (3, 5)
+    mask: tuple[int, ...] = (3,)  # without the batch axis
+    feature_axis: int | None = -1  # the axis the mask lacks; None = every axis behind the batch
+    loss: Callable | None = None  # the function behind ``call``, if that is a wrapper
+    refuses_an_empty_mask: bool = False
+    has_kink: bool = False  # the gradient jumps where both models agree
+    loses_digits: bool = False  # small values are differences of larger ones
+    differentiates_twice: bool = True
+
+    def __post_init__(self):
+        self.loss = self.loss or self.call
+
+    def takes(self, option):
+        return option in inspect.signature(self.loss).parameters
+
+    @property
+    def reductions(self):
+        return self.takes("reduction")
+
+    @property
+    def compares_logits(self):
+        return self.takes("temperature")
+
+    def inputs(self, B, seed=0, dtype=torch.float64):
+        draws = torch.Generator().manual_seed(seed)
+        pair = [torch.randn(B, *shape, generator=draws, dtype=torch.float64) for shape in (self.student, self.teacher)]
+        return [self.fitted(x).to(dtype) for x in pair]
+
+    def fitted(self, x):
+        """Make any numbers fit for the loss."""
+        return x.softmax(-1) if self.loss is attention_kl else x
+
+    def mask_for(self, B, seed=0):
+        return torch.rand(B, *self.mask, generator=torch.Generator().manual_seed(seed)) < 0.7
+
+    def spread(self, mask, x):
+        """Return the mask with the axes of ``x``."""
+        if self.feature_axis is None:
+            return mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)).expand_as(x)
+        return mask.unsqueeze(self.feature_axis).expand_as(x)
+
+
+def _dkd(s, t, mask=None, **more):
+    return dkd(s, t, TARGET[: len(s)], mask=mask, **more)
+
+
+def _minilm(s, t, mask=None, **more):
+    return minilm_relation(s, t, 2, mask, **more)
+
+
+def _module_hidden(s, t, mask=None):
+    return module_hidden_loss([s, s / 2], [t, t], None, mask)
+
+
+CASES = [
+    Case("kd_kl", partial(kd_kl, temperature=2.0), loss=kd_kl),
+    Case("reverse_kl", reverse_kl),
+    Case("generalized_jsd", partial(generalized_jsd, beta=0.3), loss=generalized_jsd),
+    Case("tv_distance", tv_distance, has_kink=True),
+    Case("dkd", _dkd, (5,), (5,), (), loss=dkd),
+    Case("dist_loss", dist_loss),
+    Case("dist_loss_dense", dist_loss, (5, 2, 3), (5, 2, 3), (2, 3), feature_axis=1),
+    Case("cka_loss", cka_loss, (3, 4), (3, 6), loses_digits=True),
+    Case(
+        "cka_loss_rbf",
+        partial(cka_loss, kernel="rbf", debiased=True),
+        (3, 4),
+        (3, 6),
+        loss=cka_loss,
+        loses_digits=True,
+        differentiates_twice=False,  # torch.cdist does not
+    ),
+    Case("hint_mse", hint_mse),
+    Case("hint_mse_map", hint_mse, (4, 2, 3), (4, 2, 3), (2, 3), feature_axis=1),
+    Case("attention_transfer", attention_transfer, (4, 3, 3), (6, 2, 5), (), feature_axis=None),
+    Case(
+        "attention_transfer_l2",
+        partial(attention_transfer, mode="l2", p=3),
+        (4, 3, 3),
+        (6, 3, 3),
+        (),
+        feature_axis=None,
+        loss=attention_transfer,
+    ),
+    Case("attention_kl", attention_kl, (2, 3, 4), (2, 3, 4), (2, 3), loses_digits=True),
+    Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation),
+    Case("module_hidden_loss", _module_hidden, (3, 4), (3, 4), loss=module_hidden_loss, refuses_an_empty_mask=True),
+]
+
+
+def is_loss(item):
+    """A loss compares a student with a teacher where a mask says: those are its arguments."""
+    names = list(inspect.signature(item).parameters) if inspect.isfunction(item) else []
+    return names[:2] == ["student", "teacher"] and "mask" in names
+
+
+def add_cases(names):
+    """Give every loss that has no case one of its own, on the usual shapes."""
+    known = {case.loss for case in CASES}
+    for name in names:
+        loss = getattr(potstill.losses, name)
+        if is_loss(loss) and loss not in known:
+            CASES.append(Case(name, loss))
+
+
+add_cases(potstill.losses.__all__)
+
+
+def value_and_gradient(case, student, teacher, mask=None, **options):
+    """Return the value and the gradient at ``student``, each in the precision it comes in."""
+    student = student.detach().clone().requires_grad_()
+    value = case.call(student, teacher, mask=mask, **options)
+    value.backward()
+    return value.detach(), student.grad
+
+
+def _drawn(case, B, seed, size):
+    draws = torch.Generator().manual_seed(seed)
+    pair = [
+        size * torch.randn(B, *shape, generator=draws, dtype=torch.float64) for shape in (case.student, case.teacher)
+    ]
+    return [case.fitted(x.clamp(-size, size) if size > 1 else x) for x in pair]
+
+
+def _close(case, B, seed, distance, size=1.0):
+    draws = torch.Generator().manual_seed(seed)
+    teacher = case.fitted(size * torch.randn(B, *case.teacher, generator=draws, dtype=torch.float64))
+    noise = distance * torch.randn(teacher.shape, generator=draws, dtype=torch.float64)
+    return teacher * noise.exp(), teacher
+
+
+# How far inputs may be from ordinary: name -> (student, teacher) for B rows and a seed, before rounding.
+REGIMES = {
+    "apart": lambda case, B, seed: _drawn(case, B, seed, 1.0),
+    "close": lambda case, B, seed: _close(case, B, seed, 0.02),  # the coarsest type has steps of 0.8 %
+    "huge": lambda case, B, seed: _drawn(case, B, seed, 1e4),
+    "huge, close": lambda case, B, seed: _close(case, B, seed, 0.02, 1e4),
+}
+
+
+@dataclass
+class Errors:
+    """Value and gradient in some precision against the same inputs in float64."""
+
+    value: float  # absolute
+    exact_value: float
+    gradient: float  # norm of the difference
+    exact_gradient: float  # norm
+
+
+def errors(case, student, teacher, mask=None, **options):
+    """Measure a loss on inputs that are rounded already: the rounding of inputs is not the loss's fault."""
+    value, grad = value_and_gradient(case, student, teacher, mask, **options)
+    exact, exact_grad = value_and_gradient(case, student.double(), teacher.double(), mask, **options)
+    assert torch.isfinite(exact), "the case is no fair one: not even float64 gives a number"
+    # Reverse KL against logits of ±1e4 at T = 0.05 has gradients beyond 65504, the largest float16.
+    beyond = (exact_grad.abs() > torch.finfo(grad.dtype).max) & grad.isinf()
+    grad, exact_grad = grad.masked_fill(beyond, 0), exact_grad.masked_fill(beyond, 0)
+    return Errors(
+        (value.double() - exact).abs().item(),
+        exact.abs().item(),
+        (grad.double() - exact_grad).norm().item(),
+        exact_grad.norm().item(),
+    )
