@@ -5,7 +5,7 @@ from torch import nn
 
 from potstill.losses import kd_kl
 from potstill.objectives import HiddenObjective, OutputObjective, Where
-from potstill.train import DistillationArguments, DistillationTrainer
+from potstill.train import DistillationArguments, DistillationTrainer, DistillModule
 
 
 class Block(nn.Module):
@@ -107,14 +107,16 @@ def arguments(folder, steps=12, batch=8, accumulation=1, **more):
     return DistillationArguments(**{**settings, **more})
 
 
-def trainer(folder, *, student=None, teacher=None, policy=None, objective_list=None, history=None, **settings):
+def trainer(
+    folder, *, student=None, teacher=None, policy=None, objective_list=None, history=None, data=None, **settings
+):
     return DistillationTrainer(
         student if student is not None else Toy(width=4, layers=1, dropout=0.1, seed=1),
-        objective_list or objectives(),
+        objective_list or (None if isinstance(student, DistillModule) else objectives()),
         teacher=teacher if teacher is not None else Toy(),
         policy=policy,
         args=arguments(folder, **settings),
-        train_dataset=ToyData(),
+        train_dataset=data or ToyData(),
         data_collator=collate,
         history=history,
     )

@@ -3,6 +3,17 @@
 from potstill.train.arguments import DistillationArguments
 from potstill.train.module import DistillModule, DistillOutput
 from potstill.train.probe import Probe
+from potstill.train.sharding import is_sharded, shard, whole_state, whole_student
 from potstill.train.trainer import DistillationTrainer
 
-__all__ = ["DistillModule", "DistillOutput", "DistillationArguments", "DistillationTrainer", "Probe"]
+__all__ = [
+    "DistillModule",
+    "DistillOutput",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "Probe",
+    "is_sharded",
+    "shard",
+    "whole_state",
+    "whole_student",
+]
