@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 
-from potstill.errors import PotstillError
+from potstill.errors import Interrupted, PotstillError
+
+PATIENCE = 5.0  # seconds in which a launcher ends the other processes after the first one failed
+
+
+def _tell(error: PotstillError) -> None:
+    """Print the message once: of several processes that make the same mistake the first one speaks.
+
+    The others wait for their launcher to end them; one that is still there has found something of its own.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank and isinstance(error, Interrupted):  # all stop together
+        return
+    if rank:
+        time.sleep(PATIENCE)
+    print(f"potstill: {f'[process {rank}] ' if rank else ''}{error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -20,7 +36,7 @@ def main() -> None:
             print("\npotstill: interrupted", file=sys.stderr)
         raise
     except PotstillError as error:
-        print(f"potstill: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("POTSTILL_TRACEBACK"):

@@ -81,7 +81,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             stage=name if multiple else None,
             callbacks=[report, stopper],  # a signal that comes while a step is shown ends the run at that step
         )
-        report.trainer = built.trainer
+        report.trainer = stopper.trainer = built.trainer
         student = built.student
         teachers.keep(built)
         plans.append({**built.plan, "stage": name})
@@ -90,6 +90,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
         if state["trained"] or i < state["stage"]:
             verify(finished)
             load_weights(finished, student, nn.ModuleDict())
+            built.student = student = built.trainer.whole_student()
         else:
             if folder.is_writer:
                 write_json(folder / "plan.json", {**built.plan, "stages": plans} if multiple else built.plan)
@@ -97,6 +98,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             if uneven := imbalance(built.plan):
                 progress({"event": "note", "text": uneven})
             _train(built, checkpoints, resume and i == state["stage"], stopper, progress)
+            built.student = student = built.trainer.whole_student()
             _keep(folder, finished, student, i, len(stages))
         built.close()
     if state["trained"]:
@@ -120,7 +122,7 @@ def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSign
         progress({"event": "note", "text": start})
     with stopper:
         built.trainer.train(resume_from_checkpoint=str(found) if found else None)
-    if stopper.stopped:
+    if built.trainer.on_any_rank(stopper.stopped):
         raise Interrupted(
             f"stopped at step {built.trainer.state.global_step}; a checkpoint was written",
             where=str(checkpoints),
