@@ -15,6 +15,7 @@ from potstill.train import DistillationArguments
         ({"deepspeed": "zero.json"}, None, "DeepSpeed is not supported"),
         ({}, "ACCELERATE_USE_DEEPSPEED", "DeepSpeed is not supported"),
         ({"shard": True, "fp16": True}, None, r"train\.shard: does not go with fp16"),
+        ({"shard": True, "torch_compile": True}, None, r"train\.shard: does not go with torch_compile"),
     ],
 )
 def test_engines_that_would_be_ignored_are_refused(tmp_path, monkeypatch, settings, variable, message):

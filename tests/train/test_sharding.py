@@ -1,6 +1,6 @@
-"""Which parts of a student are split on their own; the rest of sharding needs processes: test_ranks.py."""
+"""Which parts of a student are split on their own; the rest of sharding needs processes: test_rank_equality.py."""
 
-from rank_worker import Net
+from rank_cases import Net
 from torch import nn
 from toy_models import Block, Toy
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from rank_worker import Net, Uneven, counted
+from rank_cases import Net, Uneven, counted
 from toy_models import Toy, ToyData, arguments, collate, objectives, trainer
 
 from potstill.errors import InputError, IntegrityError, NumericsError, RecipeError

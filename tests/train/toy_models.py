@@ -116,7 +116,7 @@ def trainer(
         teacher=teacher if teacher is not None else Toy(),
         policy=policy,
         args=arguments(folder, **settings),
-        train_dataset=data or ToyData(),
+        train_dataset=data if data is not None else ToyData(),
         data_collator=collate,
         history=history,
     )

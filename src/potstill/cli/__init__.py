@@ -9,7 +9,7 @@ import traceback
 
 from potstill.errors import Interrupted, PotstillError
 
-PATIENCE = 5.0  # seconds in which a launcher ends the other processes after the first one failed
+PATIENCE = 20.0  # seconds in which a launcher ends the other processes after the first one failed
 
 
 def _tell(error: PotstillError) -> None:

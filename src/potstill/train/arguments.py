@@ -54,6 +54,8 @@ class DistillationArguments(TrainingArguments):
         if self.shard and self.fp16:
             # Every process would scale by the overflows of its own share.
             raise RecipeError("does not go with fp16", where="train.shard", hint="Set train.precision: bf16.")
+        if self.shard and self.torch_compile:
+            raise RecipeError("does not go with torch_compile", where="train.shard", hint="Compile the student alone.")
         if self.round_steps < 1:
             raise RecipeError("must be at least 1", where="policy.round_steps", got=self.round_steps)
         if self.probe_batches < 1:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from transformers import PrinterCallback, Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -305,8 +305,7 @@ class DistillationTrainer(Trainer):
             resume_from_checkpoint = self.newest_checkpoint()
         elif resume_from_checkpoint:
             verify(Path(resume_from_checkpoint))
-        if resume_from_checkpoint:
-            self._check_ranks(Path(resume_from_checkpoint))
+        self._check_ranks(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
         result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
         if self.rounds is not None and self.state.global_step >= self.state.max_steps:
             event = self.rounds.close(self.state.global_step)
@@ -320,17 +319,19 @@ class DistillationTrainer(Trainer):
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _check_ranks(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint that other ranks do not see, or that other ranks could not go on from."""
-        saved = read_json(checkpoint / POLICY).get("ranks", {})
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint.name.startswith(PREFIX_CHECKPOINT_DIR) else 0
-        steps = self._sum_over_ranks(torch.tensor([step, step * step], dtype=torch.float64, device=self.args.device))
-        if steps.tolist() != [step * self.args.world_size, step * step * self.args.world_size]:
+    def _check_ranks(self, checkpoint: Path | None) -> None:
+        """Refuse a checkpoint that not all ranks see, or that other ranks could not go on from."""
+        step = 0 if checkpoint is None else _step_of(checkpoint)
+        seen = self._sum_over_ranks(torch.tensor([step, step**2], dtype=torch.float64, device=self.args.device))
+        if seen[0] ** 2 != self.args.world_size * seen[1]:  # equal numbers and no others
             raise IntegrityError(
                 "the processes see different checkpoints",
-                where=str(checkpoint),
+                where=str(checkpoint or self.args.output_dir),
                 hint="The run folder has to lie on a file system that all nodes share.",
             )
+        if checkpoint is None:
+            return
+        saved = read_json(checkpoint / POLICY).get("ranks", {})
         before, now = saved.get("world_size", self.args.world_size), self.args.world_size
         if before != now and saved["rows_per_step"] != self.rows_per_step:
             raise IntegrityError(
@@ -485,8 +486,11 @@ class DistillationTrainer(Trainer):
             return super()._load_optimizer_and_scheduler(checkpoint)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        if state["state"]:  # plain SGD keeps none, and torch (2.13) cannot load that
+            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+            group["lr"] = rate
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint the same way."""
@@ -495,3 +499,7 @@ class DistillationTrainer(Trainer):
     def _wait(self) -> None:
         if self.args.world_size > 1:
             dist.barrier()
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(read_json(checkpoint / TRAINER_STATE_NAME)["global_step"])
