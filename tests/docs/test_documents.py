@@ -77,7 +77,7 @@ def test_commands_and_their_options_exist(path):
             words = shlex.split(line.split(" > ")[0], comments=True)
             if not words:
                 continue
-            if "potstill" in words[:4]:
+            if "potstill" in words[:4] or words[0] in ("torchrun", "accelerate"):
                 _parse(root, words[words.index("potstill") + 1 :])
             elif words[0] == "make":
                 assert words[1] in targets, line

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from rank_cases import Net, Uneven, counted
 from toy_models import Toy, ToyData, arguments, collate, objectives, trainer
 
 from potstill.errors import InputError, IntegrityError, NumericsError, RecipeError
@@ -157,6 +158,15 @@ def test_parameters_that_no_objective_reaches_are_frozen_and_named(tmp_path):
     student.idle = torch.nn.Linear(2, 2)
     t = trainer(tmp_path, student=student)
     assert t.untrained == ["idle.weight", "idle.bias"]
+
+
+def test_layers_that_only_a_resting_module_reaches_get_a_zero_gradient(tmp_path):
+    """Otherwise DDP waits for it for ever, and the optimiser would treat them differently in one process."""
+    module = trainer(tmp_path, student=Net(4, 1, seed=1), teacher=Net(), objective_list=counted(), data=Uneven()).model
+    batch = collate([Uneven()[i] for i in range(4)])
+    module(batch, LiveTeacher(Net(), outputs=["logits"], taps=module.teacher_taps).signal(batch), {}).loss.backward()
+    assert all(not p.grad.any() for p in module.student.side.parameters())
+    assert all(p.grad is not None for p in module.parameters())
 
 
 def test_the_probe_changes_neither_mode_nor_random_state(tmp_path):

@@ -18,6 +18,9 @@ PARAMETERS = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_save": ["self", "output_dir", "state_dict"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "_save_optimizer_and_scheduler": ["self", "output_dir"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_best_model": ["self"],
     "_init_training_state": [
         *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
@@ -43,6 +46,9 @@ def test_an_overridden_method_takes_what_we_expect(name):
         ("_maybe_log_save_evaluate", "self._save_checkpoint("),
         ("_maybe_log_save_evaluate", "self.log("),
         ("_save_checkpoint", "self._get_output_dir("),
+        ("_save_checkpoint", "self.save_model("),
+        ("_save_checkpoint", "self._save_optimizer_and_scheduler("),
+        ("_prepare_for_training", "self._load_optimizer_and_scheduler("),
         ("_inner_training_loop", "self._init_training_state("),
         ("_prepare_for_training", "self.create_optimizer("),
         ("train", "self._load_from_checkpoint("),

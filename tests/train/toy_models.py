@@ -5,7 +5,7 @@ from torch import nn
 
 from potstill.losses import kd_kl
 from potstill.objectives import HiddenObjective, OutputObjective, Where
-from potstill.train import DistillationArguments, DistillationTrainer
+from potstill.train import DistillationArguments, DistillationTrainer, DistillModule
 
 
 class Block(nn.Module):
@@ -113,7 +113,7 @@ def trainer(
 ):
     return DistillationTrainer(
         student if student is not None else Toy(width=4, layers=1, dropout=0.1, seed=1),
-        objective_list or objectives(),
+        objective_list or (None if isinstance(student, DistillModule) else objectives()),
         teacher=teacher if teacher is not None else Toy(),
         policy=policy,
         args=arguments(folder, **settings),

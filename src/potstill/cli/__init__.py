@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from typing import NoReturn
 
-from potstill.errors import DISK_FULL, NOT_ALLOWED, PotstillError, explain_disk
+from potstill.errors import DISK_FULL, NOT_ALLOWED, Interrupted, PotstillError, explain_disk
+
+PATIENCE = 20.0  # seconds in which a launcher ends the other processes after the first one failed
+
+
+def _tell(error: PotstillError) -> None:
+    """Print the message once: of several processes that make the same mistake the first one speaks.
+
+    The others wait for their launcher to end them; one that is still there has found something of its own.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank and isinstance(error, Interrupted):  # all stop together
+        return
+    if rank:
+        time.sleep(PATIENCE)
+    print(f"potstill: {f'[process {rank}] ' if rank else ''}{error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -21,13 +37,14 @@ def main() -> None:
             print("\npotstill: interrupted", file=sys.stderr)
         raise
     except PotstillError as error:
-        print(f"potstill: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (*DISK_FULL, *NOT_ALLOWED):
             _say_our_fault(error)
-        print(f"potstill: {explain_disk(error, 'output')}", file=sys.stderr)
-        sys.exit(2)
+        told = explain_disk(error, "output")
+        _tell(told)
+        sys.exit(told.exit_code)
     except Exception as error:
         _say_our_fault(error)
 

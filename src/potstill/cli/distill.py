@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,9 @@ def distill(
     from potstill.cli.show import Display, show_metrics
     from potstill.run import distill as carry_out
 
+    is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes one shows what happens
     with Display() as display:
-        run = carry_out(recipe, out, overrides=overrides or (), resume=resume, progress=display)
+        run = carry_out(recipe, out, overrides=overrides or (), resume=resume, progress=display if is_first else None)
     if run.metrics:
         show_metrics({"teacher": run.metrics["models"].get("teacher"), "student": run.metrics["models"]["student"]})
         typer.echo(f"Student: {run.folder / 'student'}\nReport:  {run.report}")

@@ -151,6 +151,12 @@ def _load(student: nn.Module, folder: Path) -> nn.Module:
 def _refuse_helpers(student: nn.Module) -> None:
     if not isinstance(student, nn.Module):
         raise InputError("is no model", where="student", expected="nn.Module", got=type(student))
+    if any(hasattr(p, "full_tensor") for p in student.parameters()):
+        raise InputError(
+            "the student is sharded over several processes",
+            where="student",
+            hint="Export what potstill.train.whole_student(module) returns, on the first process.",
+        )
     children = [name for name, _ in student.named_children()]
     # DistillModule; then DDP and torch.compile, whose only child is the model.
     if {"student", "parts"} <= set(children) or children in (["module"], ["_orig_mod"]):

@@ -83,12 +83,13 @@ class HiddenObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum over positions of the mean over pairs and channels."""
         mask = self.where.mask_of(seen.batch)
-        if mask is not None and not mask.any():
-            return sum(seen.student.hidden[s].float().sum() * 0.0 for s in self.student_taps)
         student = [
             part[str(i)](seen.student.hidden[s]) if part is not None and str(i) in part else seen.student.hidden[s]
             for i, (s, _) in enumerate(self.pairs)
         ]
+        if mask is not None and not mask.any():
+            # Through the projectors too: the other ranks have tokens, and DDP waits for every parameter's gradient.
+            return sum(h.float().sum() * 0.0 for h in student)
         teacher = [seen.teacher.hidden[t] for _, t in self.pairs]
         return module_hidden_loss(student, teacher, None, mask) * self.where.count(seen.batch)
 

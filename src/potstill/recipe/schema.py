@@ -127,6 +127,7 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    shard: bool = Field(False, description="Split student, parts and optimiser state over the processes (FSDP2).")
     workers: int = Field(0, ge=0, le=256, description="Processes that load data.")
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)

@@ -218,6 +218,7 @@ def build_arguments(
         save_strategy="steps",
         save_steps=train.checkpoint_every,
         keep_checkpoints=train.keep_checkpoints,
+        shard=train.shard,
         seed=seed,
         data_seed=seed,
         use_cpu=cpu,

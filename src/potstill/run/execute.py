@@ -82,7 +82,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             nonfinite=folder / "nonfinite" / name if multiple else folder / "nonfinite",
             callbacks=[report, stopper],  # a signal that comes while a step is shown ends the run at that step
         )
-        report.trainer = built.trainer
+        report.trainer = stopper.trainer = built.trainer
         student = built.student
         teachers.keep(built)
         plans.append({**built.plan, "stage": name})
@@ -90,6 +90,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             folder.record(recipe, resume=resume)  # only now: a recipe that cannot be built leaves nothing behind
         if state["trained"] or i < state["stage"]:
             _load_finished(finished, student)
+            built.student = student = built.trainer.whole_student()
         else:
             if folder.is_writer:
                 write_json(folder / "plan.json", {**built.plan, "stages": plans} if multiple else built.plan)
@@ -97,6 +98,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             if uneven := imbalance(built.plan):
                 progress({"event": "note", "text": uneven})
             _train(built, checkpoints, resume and i == state["stage"], stopper, progress)
+            built.student = student = built.trainer.whole_student()
             _keep(folder, finished, student, i, len(stages))
         built.close()
     if state["trained"]:
@@ -135,7 +137,7 @@ def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSign
     if skipped:
         text = f"{skipped} optimiser steps were skipped: a term or gradient was not finite (history.jsonl, nonfinite/)"
         progress({"event": "note", "text": text})
-    if stopper.stopped:
+    if built.trainer.on_any_rank(stopper.stopped):
         raise Interrupted(
             f"stopped at step {built.trainer.state.global_step}; a checkpoint was written",
             where=str(checkpoints),

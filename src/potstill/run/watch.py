@@ -15,10 +15,16 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns SIGINT and SIGTERM into a checkpoint and an orderly end of training; a second signal ends it at once."""
+    """Turns SIGINT and SIGTERM into a checkpoint and an orderly end of training; a second signal ends it at once.
+
+    Of several processes all stop after the same step, also if a signal reached only one of them. There a second signal
+    changes nothing: launchers pass on what the terminal or the queue has sent to every process already, and end by
+    themselves what takes too long.
+    """
 
     def __init__(self):
         self.stopped = False
+        self.trainer: DistillationTrainer | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -32,12 +38,14 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _note(self, number, frame) -> None:
-        if self.stopped:
+        if self.stopped and (self.trainer is None or self.trainer.args.world_size == 1):
             raise KeyboardInterrupt
         self.stopped = True
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint and the end, once a signal came."""
+        if self.trainer is not None:
+            self.stopped = self.trainer.on_any_rank(self.stopped)
         if self.stopped:
             control.should_save = control.should_training_stop = True
         return control

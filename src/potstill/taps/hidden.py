@@ -149,6 +149,13 @@ class HiddenTaps:
             handle.remove()
         self._handles = []
 
+    def remove_from(self, copied: nn.Module) -> None:
+        """Take the hooks off a deep copy of the model, which has them too."""
+        for module in copied.modules():
+            for handle in self._handles:
+                module._forward_hooks.pop(handle.id, None)
+                module._forward_pre_hooks.pop(handle.id, None)
+
     def __enter__(self) -> HiddenTaps:
         return self
 

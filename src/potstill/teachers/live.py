@@ -68,9 +68,9 @@ class LiveTeacher:
 
     def refuse_sharing(self, student: nn.Module) -> None:
         """Raise if teacher and student share a parameter: freezing one would freeze the other."""
-        mine = {p.data_ptr(): n for n, p in self.model.named_parameters() if p.numel()}
+        mine = {_place(p): n for n, p in self.model.named_parameters() if p.numel()}
         for name, parameter in student.named_parameters():
-            if parameter.numel() and parameter.data_ptr() in mine:
+            if _place(parameter) and _place(parameter) in mine:
                 raise InputError(
                     f'teacher and student share the parameter "{name}"',
                     where="student",
@@ -80,6 +80,11 @@ class LiveTeacher:
     def close(self) -> None:
         """Remove the taps."""
         self._taps.remove()
+
+
+def _place(parameter: nn.Parameter) -> int:
+    # A sharded parameter is a shell around this rank's share, which may be empty (0).
+    return getattr(parameter, "_local_tensor", parameter).data_ptr()
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -4,6 +4,18 @@ from potstill.train.arguments import DistillationArguments
 from potstill.train.module import DistillModule, DistillOutput
 from potstill.train.nonfinite import load_batch
 from potstill.train.probe import Probe
+from potstill.train.sharding import is_sharded, shard, whole_state, whole_student
 from potstill.train.trainer import DistillationTrainer
 
-__all__ = ["DistillModule", "DistillOutput", "DistillationArguments", "DistillationTrainer", "Probe", "load_batch"]
+__all__ = [
+    "DistillModule",
+    "DistillOutput",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "Probe",
+    "is_sharded",
+    "load_batch",
+    "shard",
+    "whole_state",
+    "whole_student",
+]

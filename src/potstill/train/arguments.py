@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from potstill.errors import RecipeError
+from potstill.errors import InputError, RecipeError
 from potstill.train.probe import YARDSTICKS
+
+
+def _refuse_other_engines(args: TrainingArguments) -> None:
+    """Refuse what would be ignored (accelerate drops FSDP on CPU without a word) or is not looked after here."""
+    hint = "Launch without it and set train.shard: true (in Python: DistillationArguments(shard=True))."
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise InputError("FSDP cannot be asked for through accelerate or transformers", where="launch", hint=hint)
+    if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        raise InputError("DeepSpeed is not supported", where="launch", hint=hint)
 
 
 @dataclass
@@ -28,6 +38,9 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Scale the modules in an arm so that every arm carries the same total hidden weight."},
     )
     part_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of parts; None = same."})
+    shard: bool = field(
+        default=False, metadata={"help": "Split student, parts and optimiser state over the processes (FSDP2)."}
+    )
     keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints to keep; 0 = all."})
     on_nonfinite: str = field(default="stop", metadata={"help": "A NaN or Inf ends the run (stop) or the step (skip)."})
     logging_nan_inf_filter: bool = False
@@ -37,7 +50,13 @@ class DistillationArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self):
+        _refuse_other_engines(self)
         super().__post_init__()
+        if self.shard and self.fp16:
+            # Every process would scale by the overflows of its own share.
+            raise RecipeError("does not go with fp16", where="train.shard", hint="Set train.precision: bf16.")
+        if self.shard and self.torch_compile:
+            raise RecipeError("does not go with torch_compile", where="train.shard", hint="Compile the student alone.")
         if self.round_steps < 1:
             raise RecipeError("must be at least 1", where="policy.round_steps", got=self.round_steps)
         if self.probe_batches < 1:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from potstill.errors import IntegrityError
+from potstill.train.sharding import is_sharded, load_whole_state, whole_state
 
 MANIFEST = "manifest.json"
 STUDENT, PARTS, POLICY = "student.safetensors", "parts.safetensors", "policy.json"
@@ -134,11 +135,20 @@ def keep_newest(folder: Path, count: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def save_weights(folder: Path, student: nn.Module, parts: nn.Module) -> None:
-    """Write student and parts as two safetensors files; shared tensors are stored once."""
-    save_model(student, str(folder / STUDENT), metadata={"format": "pt"})
-    if any(True for _ in parts.state_dict()):
-        save_model(parts, str(folder / PARTS), metadata={"format": "pt"})
+def save_weights(folder: Path, student: nn.Module, parts: nn.Module, *, is_writer: bool = True) -> None:
+    """Write student and parts as two safetensors files; shared tensors are stored once.
+
+    If they are sharded, all processes call this, with ``is_writer`` true on one.
+    """
+    for path, module in ((folder / STUDENT, student), (folder / PARTS, parts)):
+        if path.name == PARTS and not any(True for _ in parts.state_dict()):
+            continue
+        if is_sharded(module):
+            state = whole_state(module)
+            if is_writer:
+                save_file(state, str(path), metadata={"format": "pt"})
+        elif is_writer:
+            save_model(module, str(path), metadata={"format": "pt"})
 
 
 def load_weights(folder: Path, student: nn.Module, parts: nn.Module) -> None:
@@ -150,7 +160,10 @@ def load_weights(folder: Path, student: nn.Module, parts: nn.Module) -> None:
         if not path.is_file():
             raise IntegrityError("the file is missing", where=str(path))
         try:
-            load_model(module, str(path), strict=True)
+            if is_sharded(module):
+                load_whole_state(module, load_file(str(path)))
+            else:
+                load_model(module, str(path), strict=True)
         except (RuntimeError, SafetensorError, OSError) as error:
             raise IntegrityError(
                 f"the weights do not fit this recipe ({str(error).splitlines()[0]})",

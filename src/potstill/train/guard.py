@@ -16,6 +16,7 @@ from potstill.train.arguments import DistillationArguments
 from potstill.train.history import History
 from potstill.train.module import DistillModule, DistillOutput
 from potstill.train.nonfinite import Found, bad_term, sample_ids, save_batch
+from potstill.train.sharding import own_share
 
 SKIPS_IN_A_ROW = 10
 """So many skipped steps in a row end a run that skips: it is the student that is broken then, not a batch."""
@@ -130,7 +131,7 @@ class Guard:
     def _blame(self, norm: float, terms: Terms) -> tuple[str, Objective | None, Mapping[str, Any]]:
         """Find the term and the micro-batch that give such a gradient, by asking each again."""
         named = [(n, p) for n, p in self.module.named_parameters() if p.grad is not None]
-        names = [n for n, p in named if not p.grad.isfinite().all()]
+        names = [n for n, p in named if not own_share(p.grad).isfinite().all()]
         where = f'in {len(names)} parameters, the first "{names[0]}"' if names else "by its size alone"
         what = f"the norm of the gradient became {norm}, {where}"
         parameters = [p for _, p in named]

@@ -57,6 +57,9 @@ class DistillModule(nn.Module):
             raise RecipeError(f'two objectives are called "{min(twice)}"', where="objectives", hint="Give each a name.")
         self.student = student
         self.parts = nn.ModuleDict()
+        self.shapes: dict[str, list[int]] = {}  # tap -> what it saw when the parts were built
+        self._blank: list[nn.Module] = []  # in a list, so that it is no child
+        self._keep_resting = True  # whether a resting module has parameters that nothing else reaches
         self.objectives = list(objectives)
         self._taps = HiddenTaps(
             student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps"
@@ -108,6 +111,16 @@ class DistillModule(nn.Module):
         """Take the taps off the student, so that a later stage or the export finds it as it was."""
         self._taps.remove()
 
+    @property
+    def blank(self) -> nn.Module | None:
+        """A plain copy of the student without weights, if it was sharded by ``potstill.train.shard``."""
+        return self._blank[0] if self._blank else None
+
+    def keep_blank(self, student: nn.Module) -> None:
+        """Keep a copy of the student, taken by ``copy.deepcopy``, to gather weights into; our hooks come off it."""
+        self._taps.remove_from(student)
+        self._blank = [student]
+
     @torch.no_grad()
     def build_parts(self, batch: Mapping[str, Any], signal: Signal | None, *, seed: int = 0) -> None:
         """Probe the student's shapes on one batch and create the parts, seeded apart from the global generator."""
@@ -115,6 +128,7 @@ class DistillModule(nn.Module):
         self.student.eval()
         student = self.observe(batch)
         self.student.train(was_training)
+        self.shapes = {tap: list(value.shape) for tap, value in student.hidden.items()}
         example = next(self.student.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -123,11 +137,6 @@ class DistillModule(nn.Module):
                     part = objective.build_part(student, signal)
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
-
-    @torch.no_grad()
-    def shapes(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
-        """Return the shape that every tap of the student sees on this batch."""
-        return {tap: list(value.shape) for tap, value in self.observe(batch).hidden.items()}
 
     def rehearse(self, batch: Mapping[str, Any], signal: Signal | None) -> tuple[dict[str, float], list[str]]:
         """Go through one step without taking it, and freeze the student's parameters that no objective reaches.
@@ -144,7 +153,21 @@ class DistillModule(nn.Module):
         self.zero_grad(set_to_none=True)
         for name in names:
             self.student.get_parameter(name).requires_grad_(False)
+        self._keep_resting = self._depends_on_the_arm(batch, signal)
         return {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}, names
+
+    def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signal | None) -> bool:
+        """Return whether some parameters of the student have a gradient only while a certain module plays."""
+        if all(o.module is None for o in self.objectives):
+            return False
+        if not self.active({}):
+            return True
+        self._keep_resting = False
+        with torch.random.fork_rng(devices=[]):
+            self(batch, signal, {}).loss.backward()
+        found = any(p.requires_grad and p.grad is None for p in self.student.parameters())
+        self.zero_grad(set_to_none=True)
+        return found
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
@@ -175,9 +198,11 @@ class DistillModule(nn.Module):
             InputError: An active objective needs a teacher and there is no signal.
         """
         active = self.active(weights)
-        student = self.observe(batch, [o for o, _ in active])
+        playing = [o for o, _ in active]
+        resting = [o for o in self.objectives if o.weight and o not in playing] if self._keep_resting else []
+        student = self.observe(batch, [*playing, *resting])
         seen = Seen(batch, student, signal)
-        output = DistillOutput(self._anchor(active))
+        output = DistillOutput(self._anchor(playing, resting, student))
         for objective, weight in active:
             if signal is None and (objective.teacher_outputs or objective.teacher_taps):
                 raise InputError("needs a teacher", where=objective.name, hint="Pass the teacher's signal.")
@@ -189,17 +214,23 @@ class DistillModule(nn.Module):
             output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
         return output
 
-    def _anchor(self, active: Sequence[tuple[Objective, float]]) -> torch.Tensor:
-        """Return 0 with an edge to every part parameter that is idle now.
+    def _anchor(self, playing: Sequence[Objective], resting: Sequence[Objective], student: Signal) -> torch.Tensor:
+        """Return 0 with an edge to all that has no gradient now because its module rests.
 
-        DDP with ``find_unused_parameters=False`` waits for the gradient of every parameter; an arm that rests must
-        not leave its projector without one.
+        DDP with ``find_unused_parameters=False`` waits for the gradient of every parameter: an arm that rests must
+        leave neither its projector without one nor layers that only its objective reaches. With a zero there the
+        optimiser does the same in one process, under DDP and sharded.
         """
-        idle = set(self.parts) - {o.name.replace(".", "_") for o, _ in active}
+        idle = set(self.parts) - {o.name.replace(".", "_") for o in playing}
         zero = torch.zeros((), device=next(self.student.parameters()).device)
         for name in sorted(idle):
             for parameter in self.parts[name].parameters():
                 zero = zero + 0.0 * parameter.sum().float()
+        for objective in resting:
+            for value in [student.hidden[t] for t in objective.student_taps] + [
+                student.outputs[n] for n in objective.student_outputs
+            ]:
+                zero = zero + 0.0 * value.sum(dtype=torch.float32)
         return zero
 
 

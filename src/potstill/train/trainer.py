@@ -18,8 +18,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.utils import clip_grads_with_norm_
 from transformers import PrinterCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -42,13 +48,14 @@ from potstill.train.history import History
 from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.rounds import Rounds
+from potstill.train.sharding import apart, gradient_norm, is_sharded, reshard, shard, whole_student
 
 
 class DistillationTrainer(Trainer):
     """Trains a student against a teacher under several objectives, and lets a policy choose the module each round.
 
     Args:
-        student: The model to train, or a ``DistillModule`` already built.
+        student: The model to train, or a ``DistillModule`` already built; one that is sharded already stays as it is.
         objectives: Terms of the loss (not with a ``DistillModule``).
         teacher: A model or a ``LiveTeacher``; None = train on labels.
         policy: Chooses which module's objectives play; None = all, always.
@@ -155,8 +162,14 @@ class DistillationTrainer(Trainer):
         rows = min(self.args.train_batch_size, len(self.train_dataset))
         batch = self._prepare_inputs(self._collate(range(rows)))
         signal = self.teacher.signal(batch) if self.teacher is not None else None
-        self.model.build_parts(batch, signal, seed=self.args.seed)
-        self.shapes = self.model.shapes(batch), {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
+        if not is_sharded(self.model):
+            self.model.build_parts(batch, signal, seed=self.args.seed)
+            if self.args.shard and self.args.world_size > 1:
+                shard(self.model)
+        if is_sharded(self.model):
+            # accelerate would wrap it in DDP; so it only adds autocast. The module reduces its gradients itself.
+            self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+        self.shapes = self.model.shapes, {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
         self.start, self.untrained = self.model.rehearse(batch, signal)
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -175,13 +188,16 @@ class DistillationTrainer(Trainer):
         if self.optimizer is None:
             module = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(module))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            sharded = is_sharded(module)
+            groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((".parts." in f".{name}", name in decayed), []).append(parameter)
+                    # Scalars are not sharded, and an optimiser updates sharded and plain tensors apart.
+                    is_scalar = sharded and parameter.ndim == 0
+                    groups.setdefault((".parts." in f".{name}", name in decayed, is_scalar), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
             rows = []
-            for (is_part, is_decayed), parameters in sorted(groups.items()):
+            for (is_part, is_decayed, _), parameters in sorted(groups.items()):
                 row = {"params": parameters, "weight_decay": self.args.weight_decay if is_decayed else 0.0}
                 if is_part and self.args.part_learning_rate is not None:
                     row["lr"] = self.args.part_learning_rate
@@ -238,7 +254,8 @@ class DistillationTrainer(Trainer):
     def _clip_grad_norm(self, model):
         """Measure before scaling: by a norm that is not finite clipping would spread NaN over every gradient."""
         norm = self._get_grad_norm(model)
-        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        for parameters in apart(model.parameters()):
+            clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
         return norm
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -246,7 +263,7 @@ class DistillationTrainer(Trainer):
         if grad_norm is not None:
             return grad_norm
         self.accelerator.unscale_gradients()
-        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        norm = gradient_norm(model.parameters())
         # In fp16 a gradient that overflows is what the scaler lives by: it drops the step and lowers its scale.
         if self.accelerator.scaler is None:
             self.guard.check_gradient(norm, self._terms)
@@ -260,7 +277,12 @@ class DistillationTrainer(Trainer):
         return norm
 
     def _terms(self, inputs):
-        """Yield batch, objective and sum for every active term of a micro-batch, each on its own."""
+        """Yield batch, objective and sum for every active term of a micro-batch, each on its own.
+
+        Sharded there is none: FSDP2 gives gradients by ``backward`` alone.
+        """
+        if is_sharded(self.model):
+            return
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             signal = None
@@ -293,7 +315,9 @@ class DistillationTrainer(Trainer):
         size, ranks, rank = self.args.train_batch_size, self.args.world_size, self.args.process_index
         wanted = self.args.probe_batches * size * ranks
         generator = np.random.default_rng([self.args.seed, 0x9206E])
-        ids = generator.choice(len(self.train_dataset), min(wanted, len(self.train_dataset)), replace=False)
+        # The same number on every rank: sharded, all have to run the model equally often.
+        wanted = min(wanted, len(self.train_dataset) // ranks * ranks)
+        ids = generator.choice(len(self.train_dataset), wanted, replace=False)
         mine = sorted(ids.tolist())[rank::ranks]
         batches = [self._prepare_inputs(self._collate(mine[i : i + size])) for i in range(0, len(mine), size)]
         return Probe(batches, [self.teacher.signal(b) if self.teacher is not None else None for b in batches])
@@ -302,6 +326,16 @@ class DistillationTrainer(Trainer):
         if self.args.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def on_any_rank(self, flag: bool) -> bool:
+        """Return on every rank whether the flag is up on one of them; all ranks call it."""
+        if self.args.world_size == 1:
+            return flag
+        return bool(self._sum_over_ranks(torch.tensor(float(flag), device=self.args.device)).item())
+
+    def whole_student(self) -> nn.Module:
+        """Return the student as a plain model on every rank: gathered if it is sharded, else itself."""
+        return whole_student(self.model)
 
     def _agree(self, arm: int) -> int:
         """Take rank 0's choice on every rank."""
@@ -314,11 +348,23 @@ class DistillationTrainer(Trainer):
         return arm
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """Train; close the last round at the end. ``True`` resumes from the newest complete checkpoint."""
+        """Train; close the last round at the end. ``True`` resumes from the newest complete checkpoint.
+
+        Raises:
+            InputError: Sharding was asked for, but there is one process.
+            IntegrityError: The checkpoint is damaged, or cannot be gone on from by these processes.
+        """
+        if self.args.shard and not is_sharded(self.model):
+            raise InputError(
+                "there is one process: nothing to split the student over",
+                where="train.shard",
+                hint="Start several with torchrun, or set train.shard: false.",
+            )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
         elif resume_from_checkpoint:
             verify(Path(resume_from_checkpoint))
+        self._check_ranks(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
         try:
             result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
         except pickle.UnpicklingError as error:  # the Trainer (5.23) reads its states with weights_only=True
@@ -332,6 +378,39 @@ class DistillationTrainer(Trainer):
             if event is not None:
                 self.history.add(event)
         return result
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimiser step sees, over all ranks and micro-batches."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _check_ranks(self, checkpoint: Path | None) -> None:
+        """Refuse a checkpoint that not all ranks see, or that other ranks could not go on from."""
+        step = 0 if checkpoint is None else _step_of(checkpoint)
+        seen = self._sum_over_ranks(torch.tensor([step, step**2], dtype=torch.float64, device=self.args.device))
+        if seen[0] ** 2 != self.args.world_size * seen[1]:  # equal numbers and no others
+            raise IntegrityError(
+                "the processes see different checkpoints",
+                where=str(checkpoint or self.args.output_dir),
+                hint="The run folder has to lie on a file system that all nodes share.",
+            )
+        if checkpoint is None:
+            return
+        saved = read_json(checkpoint / POLICY).get("ranks", {})
+        before, now = saved.get("world_size", self.args.world_size), self.args.world_size
+        if before != now and saved["rows_per_step"] != self.rows_per_step:
+            raise IntegrityError(
+                "a step would see another number of rows than before, and the rest would be another run",
+                where=str(checkpoint),
+                expected=f"{before} processes, {saved['rows_per_step']} rows per step",
+                got=f"{now} processes, {self.rows_per_step} rows per step",
+                hint=f"Resume with {before} processes (train.batch_size is per process), or start a new run.",
+            )
+        if saved.get("sharded", is_sharded(self.model)) != is_sharded(self.model):
+            raise IntegrityError(
+                "was written with the other setting of train.shard", where=str(checkpoint), hint="Resume with it."
+            )
 
     def newest_checkpoint(self) -> Path:
         """Return the newest complete checkpoint of this run; none is an error that says why."""
@@ -431,6 +510,11 @@ class DistillationTrainer(Trainer):
                 "window": self._window_of_all_ranks(),
                 "seconds": self.seconds,
                 "skips_in_a_row": self.guard.in_a_row,
+                "ranks": {
+                    "world_size": self.args.world_size,
+                    "rows_per_step": self.rows_per_step,
+                    "sharded": is_sharded(self.model),
+                },
             }
             self._wait()
             if self.args.should_save:
@@ -446,16 +530,46 @@ class DistillationTrainer(Trainer):
             keep_newest(folder, self.args.keep_checkpoints)
         self._wait()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save on every rank: a sharded model is gathered by all of them, and written by the first."""
+        self._save(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Keep student and parts apart, each with shared tensors stored once."""
+        folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_weights(folder, self.model.student, self.model.parts)
+        reshard(self.model)
+        save_weights(folder, self.model.student, self.model.parts, is_writer=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """Load both strictly; the Trainer's own loader would accept missing tensors with a warning."""
+        reshard(self.model)
         load_weights(Path(resume_from_checkpoint), self.model.student, self.model.parts)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Gather a sharded optimiser's state; the Trainer would write the first rank's share alone."""
+        if not is_sharded(self.model):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        state = get_optimizer_state_dict(
+            self.model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Give every rank its share of the whole state."""
+        if checkpoint is None or not is_sharded(self.model):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        if state["state"]:  # plain SGD keeps none, and torch (2.13) cannot load that
+            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+            group["lr"] = rate
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint the same way."""
@@ -464,3 +578,7 @@ class DistillationTrainer(Trainer):
     def _wait(self) -> None:
         if self.args.world_size > 1:
             dist.barrier()
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(read_json(checkpoint / TRAINER_STATE_NAME)["global_step"])
