@@ -78,6 +78,15 @@ def test_the_newest_valid_one_is_found_by_number_not_by_time(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-1000"]
 
 
+def test_a_damaged_checkpoint_of_later_steps_does_not_push_out_the_one_just_written(tmp_path):
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-6" / "a.txt").write_text("")
+    keep_newest(tmp_path, 1, written=tmp_path / "checkpoint-4")
+    assert newest_valid(tmp_path)[0].name == "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
 def test_weights_come_back_with_shared_tensors_stored_once(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -110,3 +119,14 @@ def test_history_drops_what_comes_after_the_checkpoint_and_a_torn_line(tmp_path)
     kept = [(e["stage"], e["event"], e["step"]) for e in again.events]
     assert kept == [("a", "step", 9), ("b", "round", 1), ("b", "step", 1), ("b", "step", 2)]
     assert [json.loads(line) for line in path.read_text().splitlines()] == again.events
+
+
+def test_history_survives_a_line_torn_within_a_character_and_odd_names(tmp_path):
+    path = tmp_path / "history.jsonl"
+    now = History(path)
+    for step in (1, 2):
+        now.add({"event": "step", "step": step, "arm": "bild\u2028größe"})  # JSON may hold U+2028; str.splitlines splits it
+    path.write_bytes(path.read_bytes()[: -len("ße\"}\n".encode()) + 1])
+    again = History(path)
+    again.rewind(2)
+    assert again.events == now.events[:1]

@@ -67,6 +67,15 @@ def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, stop, accum
     assert without_time(lines) == without_time(straight.history.events)
 
 
+def test_a_run_resumed_between_two_logs_logs_the_same(tmp_path):
+    common = {"save_strategy": "steps", "save_steps": 1, "keep_checkpoints": 0, "logging_steps": 4}
+    straight = trainer(tmp_path, history=tmp_path / "a.jsonl", **common)
+    straight.train()
+    resumed = trainer(tmp_path, history=tmp_path / "a.jsonl", **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert [e["loss"] for e in resumed.history.events] == [e["loss"] for e in straight.history.events]
+
+
 def test_resuming_from_the_last_step_trains_no_further(tmp_path):
     """With a constant learning rate one step too many would show in the weights."""
     common = {"save_strategy": "steps", "save_steps": 3, "steps": 6, "lr_scheduler_type": "constant"}

@@ -86,7 +86,9 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
         teachers.keep(built)
         plans.append({**built.plan, "stage": name})
         if i == 0:
-            folder.record(recipe, resume=resume)  # only now: a recipe that cannot be built leaves nothing behind
+            changed = folder.record(recipe, resume=resume)  # only now: what cannot be built leaves nothing behind
+            if changed and not state["trained"]:
+                progress({"event": "note", "text": _inexact(changed)})
         if state["trained"] or i < state["stage"]:
             verify(finished)
             load_weights(finished, student, nn.ModuleDict())
@@ -102,6 +104,13 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
     if state["trained"]:
         progress({"event": "note", "text": "training was finished before; measuring again"})
     return finish(recipe, folder, built, progress)
+
+
+def _inexact(changed: Sequence[str]) -> str:
+    return (
+        f"resumed in another environment ({'; '.join(changed)}): the run goes on, but it is not promised to end bit "
+        "for bit as it would have without the interruption"
+    )
 
 
 def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSignal, progress: Progress) -> None:

@@ -40,7 +40,7 @@ class History:
         self.events = []
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().split(b"\n"):  # bytes: a torn line may end within a character
             try:
                 event = json.loads(line)
             except ValueError:

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from potstill.train.history import History
 from potstill.train.module import DistillModule, check_finite
 from potstill.train.probe import Probe
 from potstill.train.rounds import Rounds
+from potstill.train.workers import start_worker
 
 
 class DistillationTrainer(Trainer):
@@ -118,6 +120,7 @@ class DistillationTrainer(Trainer):
                 agree=self._agree,
             )
         self._window: dict[str, list[float]] = {}  # objective -> [sum, count] since the last log
+        self._unlogged: tuple[float, int] | None = None  # loss since the last log and its step, from a checkpoint
         self._saving_to: str | None = None
         self._started = time.perf_counter()
         self._seconds_before = 0.0
@@ -157,6 +160,13 @@ class DistillationTrainer(Trainer):
             return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
         return super()._get_train_sampler(train_dataset)
 
+    def get_train_dataloader(self):
+        """Keep signals that go to all processes from the data workers: the step they interrupt is to be finished."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        inner.worker_init_fn = partial(start_worker, inner.worker_init_fn)
+        return loader
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Give the parts their own parameter groups, with their own learning rate if one is set."""
         if self.optimizer is None:
@@ -193,6 +203,10 @@ class DistillationTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Turn the policy's round before the first micro-batch of the step on which it ends."""
+        if self._unlogged is not None:  # the Trainer (5.23) begins at 0 again when it resumes between two logs
+            self._tr_loss += self._unlogged[0]
+            self._globalstep_last_logged = self._unlogged[1]
+            self._unlogged = None
         if self.rounds is not None:
             event = self.rounds.before_step(self.state.global_step)
             if event is not None:
@@ -300,6 +314,7 @@ class DistillationTrainer(Trainer):
             # The saved window is that of all ranks together.
             self._window = saved["window"] if self.is_world_process_zero() else {}
             self._seconds_before = saved["seconds"]
+            self._unlogged = tuple(saved["unlogged"])
             if (self.rounds is None) != (saved["rounds"] is None):
                 raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
             if self.rounds is not None:
@@ -363,6 +378,8 @@ class DistillationTrainer(Trainer):
         state = {
             "rounds": None if self.rounds is None else self.rounds.state_dict(),
             "window": self._window_of_all_ranks(),
+            "unlogged": [self._sum_over_ranks(self._tr_loss.clone()).item() / self.args.world_size,
+                         self._globalstep_last_logged],
             "seconds": self.seconds,
         }
         self._wait()
@@ -372,7 +389,7 @@ class DistillationTrainer(Trainer):
             shutil.rmtree(folder / name, ignore_errors=True)
             os.rename(growing / name, folder / name)
             shutil.rmtree(growing, ignore_errors=True)
-            keep_newest(folder, self.args.keep_checkpoints)
+            keep_newest(folder, self.args.keep_checkpoints, written=folder / name)
         self._wait()
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
