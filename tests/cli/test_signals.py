@@ -1,4 +1,4 @@
-"""Signals to a real ``potstill distill`` with data workers, sent as a terminal or a cluster does: to all its processes."""
+"""Signals to a real ``potstill distill``, sent as a terminal or a cluster does: to its data workers too."""
 
 import os
 import signal

@@ -206,6 +206,29 @@ def test_a_run_resumed_in_another_environment_says_so_and_keeps_it_on_record(tmp
     assert json.loads((run / "environment.json").read_text())["changes"] == changes
 
 
+def test_deterministic_kernels_are_switched_on_and_recorded(tmp_path, straight, monkeypatch):
+    _, overrides = straight
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own choice is kept
+
+    def crash(event):
+        if event["event"] == "step":
+            raise CrashError
+
+    def refuse(event):
+        if event["event"] == "step":
+            raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+
+    try:
+        with pytest.raises(CrashError):
+            distill("optima-scenes", tmp_path / "a", overrides=[*overrides, "train.deterministic=true"], progress=crash)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        assert json.loads((tmp_path / "a" / "environment.json").read_text())["deterministic"] is True
+        with pytest.raises(InputError, match=r"train\.deterministic: put_ has no deterministic kernel"):
+            distill("optima-scenes", tmp_path / "b", overrides=overrides, progress=refuse)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_an_interruption_while_measuring_keeps_the_training(tmp_path, straight):
     folder, overrides = straight
 

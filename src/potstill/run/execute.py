@@ -168,6 +168,13 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         text = str(error)
         if "PytorchStreamWriter" in text or "iostream error" in text:  # how torch.save reports a full disk
             raise explain_disk(error, folder.path) from error
+        if "does not have a deterministic implementation" in text:
+            operation = text.split(" does not have")[0]
+            raise InputError(
+                f"{operation} has no deterministic kernel here",
+                where="train.deterministic",
+                hint="Set it to false; a resumed run may then differ in the last bits.",
+            ) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             raise InputError(
                 "there is not enough memory",

@@ -21,7 +21,6 @@ from potstill.errors import InputError, IntegrityError, RecipeError
 from potstill.recipe import Recipe, dump_recipe, load_recipe
 from potstill.train.checkpoint import read_json, write_json
 
-
 DECIDES_BITS = (
     *("threads", "world_size", "deterministic", "matmul_precision", "cpu", "cpu_kernels", "gpu", "cuda", "cudnn"),
     *("python", "potstill", "commit", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy"),

@@ -1,4 +1,4 @@
-"""What happened in a run, event by event: in memory, and as JSON lines that a resumed run continues without a gap."""
+"""What happened in a run, event by event, as JSON lines that a resumed run continues without a gap."""
 
 from __future__ import annotations
 
@@ -20,14 +20,29 @@ class History:
     def __init__(self, path: Path | str | None = None, *, stage: str | None = None, is_writer: bool = True):
         self.path = Path(path) if path else None
         self.stage, self.is_writer = stage, is_writer
-        self.events: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far, read from the file if there is one: in memory those of a long run would pile up."""
+        if self.path is None:
+            return list(self._kept)
+        events = []
+        # Bytes: a line may be torn within a character, and str.splitlines splits at more than line ends.
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else ():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                break
+        return events
 
     def add(self, event: dict[str, Any]) -> None:
         """Append an event."""
         if self.stage is not None:
             event["stage"] = self.stage
-        self.events.append(event)
-        if self.path is not None and self.is_writer:
+        if self.path is None:
+            self._kept.append(event)
+        elif self.is_writer:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event, ensure_ascii=False) + "\n")
 
@@ -37,19 +52,15 @@ class History:
         A round that ended on ``step`` is measured at the start of the next step, so it is dropped too. A torn last
         line, from a run killed while writing, is cut off.
         """
-        self.events = []
-        if self.path is None or not self.path.exists():
+        self._kept = []
+        if self.path is None or not self.is_writer or not self.path.exists():
             return
-        for line in self.path.read_bytes().split(b"\n"):  # bytes: a torn line may end within a character
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break
+        kept = []
+        for event in self.events:
             is_other = event.get("stage") != self.stage
             if is_other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
-                self.events.append(event)
-        if self.is_writer:
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            lines = (json.dumps(event, ensure_ascii=False) + "\n" for event in self.events)
-            temporary.write_text("".join(lines), encoding="utf-8")
-            os.replace(temporary, self.path)
+                kept.append(event)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        lines = (json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, self.path)

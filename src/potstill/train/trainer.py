@@ -345,6 +345,8 @@ class DistillationTrainer(Trainer):
                 }
             )
         super().log(logs, start_time)
+        # All logs are in the history; every checkpoint would hold them once more, and memory grow with the run.
+        del self.state.log_history[:-1]
 
     @property
     def seconds(self) -> float:
@@ -378,8 +380,10 @@ class DistillationTrainer(Trainer):
         state = {
             "rounds": None if self.rounds is None else self.rounds.state_dict(),
             "window": self._window_of_all_ranks(),
-            "unlogged": [self._sum_over_ranks(self._tr_loss.clone()).item() / self.args.world_size,
-                         self._globalstep_last_logged],
+            "unlogged": [
+                self._sum_over_ranks(self._tr_loss.clone()).item() / self.args.world_size,
+                self._globalstep_last_logged,
+            ],
             "seconds": self.seconds,
         }
         self._wait()
