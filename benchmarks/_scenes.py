@@ -21,6 +21,7 @@ from potstill.run import prepare
 from potstill.run.build import build_source
 
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
+LATER = (("deterministic", False),)  # fields younger than the first rows: at these values nothing changes
 MODULES = ("image_encoder", "text_decoder", "multimodal_decoder")
 
 
@@ -46,6 +47,7 @@ def setting_of(recipe: Mapping[str, Any], options: argparse.Namespace) -> str:
     """Return a short hash of everything the systems share: only rows with equal settings may be compared."""
     weights = b"".join(path.read_bytes() for path in sorted(find_model(options.teacher).glob("*.safetensors")))
     shared = {k: v for k, v in recipe.items() if k not in ("teacher", "name")}
+    shared["train"] = {k: v for k, v in recipe["train"].items() if (k, v) not in LATER}
     shared["measured"] = [options.samples, options.heldout]
     text = json.dumps(shared, sort_keys=True, default=str)
     return hashlib.sha256(text.encode() + hashlib.sha256(weights).digest()).hexdigest()[:10]

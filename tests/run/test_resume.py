@@ -1,5 +1,6 @@
 """Interrupted runs go on and end bit for bit where the straight run ends."""
 
+import json
 import os
 import signal
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill.errors import IntegrityError, Interrupted
+from potstill.errors import InputError, IntegrityError, Interrupted
 from potstill.recipe import load_recipe
 from potstill.run import distill, plan
+from potstill.run.folder import DECIDES_BITS
+from potstill.train.checkpoint import seal
 
 OPTIMA = ("policy.round_steps=3", "policy.probe_batches=1", "policy.warmup_rounds=1")
 QUIET = ("evaluate.samples=8", "evaluate.shown=0")
@@ -47,6 +50,14 @@ def killer(step, how, stage=0):
             if how == "crash":
                 raise CrashError
             os.kill(os.getpid(), how)
+
+    return progress
+
+
+def both(first, second):
+    def progress(event):
+        first(event)
+        second(event)
 
     return progress
 
@@ -128,6 +139,96 @@ def test_a_run_without_any_whole_checkpoint_says_why(tmp_path, straight):
         distill("optima-scenes", tmp_path / "run", overrides=overrides, resume=True)
 
 
+def test_a_second_signal_in_the_middle_of_a_checkpoint_ends_the_run_and_the_one_before_is_taken(
+    tmp_path, straight, monkeypatch
+):
+    folder, overrides = straight
+    sealing = "potstill.train.trainer.seal"
+
+    def interrupt_twice(path):
+        if path.name == "checkpoint-6":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return seal(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, interrupt_twice)
+        with pytest.raises(Interrupted, match="--resume") as error:
+            distill("optima-scenes", tmp_path / "run", overrides=overrides)
+    assert error.value.exit_code == 130
+    assert (tmp_path / "run" / "checkpoints" / ".growing").is_dir()
+    for name in (".student.ab.partial", ".student.cd.old"):  # what a killed export leaves
+        (tmp_path / "run" / name).mkdir()
+    for name in (".report.html.12.tmp", "plan.json.tmp", "mine.tmp"):
+        (tmp_path / "run" / name).write_text("half")
+    events = []
+    distill("optima-scenes", tmp_path / "run", overrides=overrides, resume=True, progress=events.append)
+    assert [e["text"] for e in events if e["event"] == "note"] == ["going on from checkpoint-3"]
+    assert same(student_of(folder), student_of(tmp_path / "run"))
+    hidden = {p.name for p in (tmp_path / "run").rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"}
+    assert hidden == {"mine.tmp"}  # no file that is not ours is touched
+
+
+def test_a_run_killed_before_it_was_recorded_is_started_again_in_the_same_folder(tmp_path, straight):
+    _, overrides = straight
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "recipe.yaml.tmp"):
+        (run / name).write_text("")
+    with pytest.raises(CrashError):
+        distill("optima-scenes", run, overrides=overrides, progress=killer(1, "crash"))
+    (run / "recipe.yaml").unlink()
+    with pytest.raises(InputError, match="not empty"):  # but not over anything else
+        distill("optima-scenes", run, overrides=overrides)
+
+
+def test_a_run_resumed_in_another_environment_says_so_and_keeps_it_on_record(tmp_path, straight):
+    _, overrides = straight
+    run = tmp_path / "run"
+    with pytest.raises(CrashError):
+        distill("optima-scenes", run, overrides=overrides, progress=killer(4, "crash"))
+    before = json.loads((run / "environment.json").read_text())
+    assert before["changes"] == []
+    assert set(DECIDES_BITS) <= set(before)
+    (run / "environment.json").write_text(json.dumps({**before, "threads": 7, "torch": "2.1", "platform": "a toaster"}))
+    events = []
+    with pytest.raises(CrashError):
+        distill(
+            "optima-scenes", run, overrides=overrides, resume=True, progress=both(events.append, killer(7, "crash"))
+        )
+    changes = ["threads: 7, now 1", f"torch: 2.1, now {before['torch']}"]
+    note = next(e["text"] for e in events if e["event"] == "note")
+    assert all(change in note for change in changes)
+    assert "not promised" in note
+    events.clear()
+    distill("optima-scenes", run, overrides=overrides, resume=True, progress=events.append)
+    assert not any("not promised" in e.get("text", "") for e in events)  # the same environment as the process before
+    assert json.loads((run / "environment.json").read_text())["changes"] == changes
+
+
+def test_deterministic_kernels_are_switched_on_and_recorded(tmp_path, straight, monkeypatch):
+    _, overrides = straight
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own choice is kept
+
+    def crash(event):
+        if event["event"] == "step":
+            raise CrashError
+
+    def refuse(event):
+        if event["event"] == "step":
+            raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+
+    try:
+        with pytest.raises(CrashError):
+            distill("optima-scenes", tmp_path / "a", overrides=[*overrides, "train.deterministic=true"], progress=crash)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        assert json.loads((tmp_path / "a" / "environment.json").read_text())["deterministic"] is True
+        with pytest.raises(InputError, match=r"train\.deterministic: put_ has no deterministic kernel"):
+            distill("optima-scenes", tmp_path / "b", overrides=overrides, progress=refuse)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_an_interruption_while_measuring_keeps_the_training(tmp_path, straight):
     folder, overrides = straight
 
@@ -149,8 +250,6 @@ def taught(tmp_path_factory):
 
 
 def test_several_stages_leave_one_student_and_both_plans(taught):
-    import json
-
     saved = json.loads((taught / "plan.json").read_text())
     assert [stage["stage"] for stage in saved["stages"]] == STAGES
     assert saved["objectives"] == saved["stages"][-1]["objectives"]

@@ -106,6 +106,15 @@ def test_the_newest_valid_one_is_found_by_number_not_by_time(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-1000"]
 
 
+def test_a_damaged_checkpoint_of_later_steps_does_not_push_out_the_one_just_written(tmp_path):
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-6" / "a.txt").write_text("")
+    keep_newest(tmp_path, 1, written=tmp_path / "checkpoint-4")
+    assert newest_valid(tmp_path)[0].name == "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
 def test_weights_come_back_with_shared_tensors_stored_once(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -154,3 +163,14 @@ def test_history_keeps_names_with_any_line_separator(tmp_path):
     history.add({"event": "step", "step": 2})
     history.rewind(2)
     assert [event["step"] for event in history.events] == [1, 2]
+
+
+def test_history_survives_a_line_torn_within_a_character_and_odd_names(tmp_path):
+    path = tmp_path / "history.jsonl"
+    now = History(path)
+    for step in (1, 2):
+        now.add({"event": "step", "step": step, "arm": "bild\u2028größe"})  # str.splitlines would split at U+2028
+    path.write_bytes(path.read_bytes()[: -len('ße"}\n'.encode()) + 1])
+    again = History(path)
+    again.rewind(2)
+    assert again.events == [{"event": "step", "step": 1, "arm": "bild\u2028größe"}]

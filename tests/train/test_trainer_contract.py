@@ -25,6 +25,7 @@ PARAMETERS = {
     "_init_training_state": [
         *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
     ],
+    "get_train_dataloader": ["self"],
     "log": ["self", "logs", "start_time"],
     "_clip_grad_norm": ["self", "model"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
@@ -50,6 +51,7 @@ def test_an_overridden_method_takes_what_we_expect(name):
         ("_save_checkpoint", "self._save_optimizer_and_scheduler("),
         ("_prepare_for_training", "self._load_optimizer_and_scheduler("),
         ("_inner_training_loop", "self._init_training_state("),
+        ("_inner_training_loop", "self.get_train_dataloader("),
         ("_prepare_for_training", "self.create_optimizer("),
         ("train", "self._load_from_checkpoint("),
         ("_run_epoch", "self._clip_grad_norm("),
@@ -82,3 +84,9 @@ def test_defaults_that_would_hide_mistakes_are_off(tmp_path):
     assert args.remove_unused_columns is False
     assert args.ddp_find_unused_parameters is False
     assert args.save_total_limit is None
+
+
+def test_the_loss_since_the_last_log_is_reset_before_our_first_step_and_added_to_after_it():
+    loop, epoch = inspect.getsource(Trainer._inner_training_loop), inspect.getsource(Trainer._run_epoch)
+    assert loop.index("self._init_training_state(") < loop.index("self._tr_loss = ") < loop.index("self._run_epoch(")
+    assert epoch.index("self.training_step(") < epoch.index("self._tr_loss += tr_loss_step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,15 +28,26 @@ def _tell(error: PotstillError) -> None:
 
 
 def main() -> None:
-    """Run ``potstill`` and exit: 0 done, 2 bad input, 1 our fault, 130 interrupted."""
-    from potstill.cli.app import app
-
+    """Run ``potstill`` and exit: 0 done, 2 bad input, 1 our fault, 130 interrupted by SIGINT or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to say Ctrl-C
     try:
+        _run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run() -> None:
+    try:
+        from potstill.cli.app import app
+
         app()  # prints usage errors itself and exits: 2, or 130 on Ctrl-C
     except SystemExit as stop:
         if stop.code == 130:
             print("\npotstill: interrupted", file=sys.stderr)
         raise
+    except KeyboardInterrupt:  # while the commands were loaded
+        print("\npotstill: interrupted", file=sys.stderr)
+        sys.exit(130)
     except PotstillError as error:
         _tell(error)
         sys.exit(error.exit_code)

@@ -133,6 +133,9 @@ class TrainSection(Section):
     checkpoint_every: int = Field(200, ge=1)
     keep_checkpoints: int = Field(2, ge=0, description="0 = all.")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = its default.")
+    deterministic: bool = Field(
+        False, description="Only kernels whose results never vary; on a GPU a resumed run is exact only so, but slower."
+    )
 
     @field_validator("betas")
     @classmethod

@@ -87,7 +87,9 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
         teachers.keep(built)
         plans.append({**built.plan, "stage": name})
         if i == 0:
-            folder.record(recipe, resume=resume)  # only now: a recipe that cannot be built leaves nothing behind
+            changed = folder.record(recipe, resume=resume)  # only now: what cannot be built leaves nothing behind
+            if changed and not state["trained"]:
+                progress({"event": "note", "text": _inexact(changed)})
         if state["trained"] or i < state["stage"]:
             _load_finished(finished, student)
             built.student = student = built.trainer.whole_student()
@@ -113,6 +115,13 @@ def _load_finished(finished: Path, student: nn.Module) -> None:
         error.hint = "Delete progress.json and resume: the run then goes on from its checkpoints."
         raise
     load_weights(finished, student, nn.ModuleDict())
+
+
+def _inexact(changed: Sequence[str]) -> str:
+    return (
+        f"resumed in another environment ({'; '.join(changed)}): the run goes on, but it is not promised to end bit "
+        "for bit as it would have without the interruption"
+    )
 
 
 def _train(built: Prepared, checkpoints: Path, resume: bool, stopper: StopOnSignal, progress: Progress) -> None:
@@ -176,6 +185,13 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         text = str(error)
         if "PytorchStreamWriter" in text or "iostream error" in text:  # how torch.save reports a full disk
             raise explain_disk(error, str(folder.path)) from error
+        if "does not have a deterministic implementation" in text:
+            operation = text.split(" does not have")[0]
+            raise InputError(
+                f"{operation} has no deterministic kernel here",
+                where="train.deterministic",
+                hint="Set it to false; a resumed run may then differ in the last bits.",
+            ) from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             raise InputError(
                 "there is not enough memory",

@@ -21,6 +21,19 @@ from potstill.errors import InputError, IntegrityError, PotstillError, RecipeErr
 from potstill.recipe import Recipe, dump_recipe, load_recipe
 from potstill.train.checkpoint import read_json, write_json, write_text
 
+DECIDES_BITS = (
+    *("threads", "world_size", "deterministic", "matmul_precision", "cpu", "cpu_kernels", "gpu", "cuda", "cudnn"),
+    *("python", "potstill", "commit", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy"),
+    *("pillow", "datasets"),
+)
+"""Fields of ``environment.json`` on which the last bit of a weight may depend."""
+
+UNFINISHED = (
+    *("*.json.tmp", "*.jsonl.tmp", "*.yaml.tmp", ".report.html.*.tmp", ".student.*.partial", ".student.*.old"),
+    *("stages/*/*.tmp", "checkpoints/.growing", "checkpoints/*/.growing"),
+)
+"""What a process writes beside a file or folder before it takes its place."""
+
 
 class RunFolder:
     """Paths of a run, and a lock so that only one process writes to it.
@@ -86,6 +99,7 @@ class RunFolder:
             except (PotstillError, OSError):
                 self.release()
                 raise
+            self._clear()
             return stored.model_copy(update={"evaluate": recipe.evaluate})
         if not self.is_writer:
             return recipe
@@ -94,7 +108,7 @@ class RunFolder:
         self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        if any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if not self._is_free():
             self.release()
             again = "go on with this run: --resume" if self.is_recorded else "empty it"
             raise InputError(
@@ -102,23 +116,49 @@ class RunFolder:
             )
         return recipe
 
-    def record(self, recipe: Recipe, *, resume: bool) -> None:
-        """Write down recipe and environment."""
+    def record(self, recipe: Recipe, *, resume: bool) -> list[str]:
+        """Write down recipe and environment; return what differs from the process before, as "threads: 1, now 2".
+
+        All such differences since the start stay in ``environment.json`` under ``changes``.
+        """
+        if not self.is_writer:
+            return []
+        path, before = self / "environment.json", {}
+        if resume and path.is_file():
+            before = read_json(path, hint="Delete the file and resume: it is written anew.")
+            before = before if isinstance(before, dict) else {}
+        now = environment(recipe)
+        if before:
+            now["first_started"] = before.get("first_started") or before.get("started")
+        # A field that an older version did not write is not known to differ.
+        new = [f"{k}: {before[k]}, now {now[k]}" for k in DECIDES_BITS if k in before and before[k] != now[k]]
+        noted = before.get("changes")
+        now["changes"] = [*(noted if isinstance(noted, list) else []), *new]
+        # The recipe first: a folder that has one can be resumed, one that has none can be started in again.
+        write_text(self / "recipe.yaml", dump_recipe(recipe))
+        try:
+            write_json(path, now)
+        except OSError:
+            if not resume:  # a run that could not even begin leaves nothing
+                (self / "recipe.yaml").unlink(missing_ok=True)
+            raise
+        return new
+
+    def _is_free(self) -> bool:
+        """Whether nothing lies here but what a run leaves that was killed before it was recorded."""
+        return all(
+            entry.name in (".lock", "recipe.yaml.tmp")
+            or (entry.name == "checkpoints" and not any(path.is_file() for path in entry.rglob("*")))
+            for entry in self.path.iterdir()
+        )
+
+    def _clear(self) -> None:
+        """Remove what a killed process was writing, none of which was in use yet."""
         if not self.is_writer:
             return
-        now = environment(recipe)
-        before = self / "environment.json"
-        if resume and before.is_file():
-            first = read_json(before, hint="Delete the file and resume: it is written anew.")
-            if isinstance(first, dict):
-                now["first_started"] = first.get("first_started") or first.get("started")
-        try:
-            write_json(before, now)
-            write_text(self / "recipe.yaml", dump_recipe(recipe))
-        except OSError:
-            if not resume:  # without a recipe this is no run, and a folder with anything in it takes no new one
-                before.unlink(missing_ok=True)
-            raise
+        for pattern in UNFINISHED:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _take_lock(self) -> None:
         if not self.is_writer:
@@ -219,7 +259,7 @@ def _refuse_difference(stored: Any, given: Any, where: str) -> None:
 def environment(recipe: Recipe) -> dict[str, Any]:
     """Describe machine, versions and command, for ``environment.json``."""
     packages = {}
-    for name in ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy"):
+    for name in ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pillow", "datasets"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -232,10 +272,14 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         **packages,
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "precision": recipe.train.precision,
         "seed": recipe.seed,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

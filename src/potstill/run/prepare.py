@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,9 @@ def prepare(
     check_names(recipe)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch refuses cuBLAS without it
+        torch.use_deterministic_algorithms(True)
     source = build_source(recipe) if source is None else source
     check_splits(recipe, source)
     teacher = None if recipe.teacher is None else (build_teacher(recipe) if teacher is None else teacher)

@@ -129,9 +129,15 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[IntegrityError]]:
     return None, refused
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest ``count`` checkpoints; 0 keeps all."""
-    for path in list_checkpoints(folder)[:-count] if count else []:
+def keep_newest(folder: Path, count: int, *, written: Path | None = None) -> None:
+    """Remove all but the newest ``count`` checkpoints; 0 keeps all.
+
+    Those after the one just written do not count: the run passed over them, damaged, when it was resumed.
+    """
+    found = list_checkpoints(folder)
+    if written in found:
+        found = found[: found.index(written) + 1]
+    for path in found[:-count] if count else []:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""What happened in a run, event by event: in memory, and as JSON lines that a resumed run continues without a gap."""
+"""What happened in a run, event by event, as JSON lines that a resumed run continues without a gap."""
 
 from __future__ import annotations
 
@@ -22,14 +22,38 @@ class History:
     def __init__(self, path: Path | str | None = None, *, stage: str | None = None, is_writer: bool = True):
         self.path = Path(path) if path else None
         self.stage, self.is_writer = stage, is_writer
-        self.events: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far, read from the file if there is one: in memory those of a long run would pile up."""
+        if self.path is None:
+            return list(self._kept)
+        events = []
+        # Bytes: a line may be torn within a character, and str.splitlines splits at more than line ends.
+        lines = self.path.read_bytes().rstrip(b"\n").split(b"\n") if self.path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                event = json.loads(line)
+                event["event"], event["step"] = str(event["event"]), int(event["step"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number == len(lines):  # torn by a kill
+                    break
+                raise IntegrityError(
+                    "this line is no event",
+                    where=f"{self.path}, line {number}",
+                    hint="Remove the line or restore the file, then resume.",
+                ) from error
+            events.append(event)
+        return events
 
     def add(self, event: dict[str, Any]) -> None:
         """Append an event."""
         if self.stage is not None:
             event["stage"] = self.stage
-        self.events.append(event)
-        if self.path is not None and self.is_writer:
+        if self.path is None:
+            self._kept.append(event)
+        elif self.is_writer:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event, ensure_ascii=False) + "\n")
 
@@ -39,25 +63,12 @@ class History:
         A round that ended on ``step`` is measured at the start of the next step, so it is dropped too. A torn last
         line, from a run killed while writing, is cut off; a damaged one before it is an ``IntegrityError``.
         """
-        self.events = []
-        if self.path is None or not self.path.exists():
+        self._kept = []
+        if self.path is None or not self.is_writer or not self.path.exists():
             return
-        lines = self.path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: JSON may hold other line separators
-        for number, line in enumerate(lines, start=1):
-            try:
-                event = json.loads(line)
-                event["event"], event["step"] = str(event["event"]), int(event["step"])
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                if number == len(lines):
-                    break
-                raise IntegrityError(
-                    "this line is no event",
-                    where=f"{self.path}, line {number}",
-                    hint="Remove the line or restore the file, then resume.",
-                ) from error
+        kept = []
+        for event in self.events:
             is_other = event.get("stage") != self.stage
             if is_other or event["step"] < step or (event["step"] == step and event["event"] == "step"):
-                self.events.append(event)
-        if self.is_writer:
-            lines = (json.dumps(event, ensure_ascii=False) + "\n" for event in self.events)
-            write_text(self.path, "".join(lines))
+                kept.append(event)
+        write_text(self.path, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))

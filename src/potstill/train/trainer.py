@@ -11,6 +11,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.rounds import Rounds
 from potstill.train.sharding import apart, gradient_norm, is_sharded, reshard, shard, whole_student
+from potstill.train.workers import start_worker
 
 
 class DistillationTrainer(Trainer):
@@ -130,6 +132,7 @@ class DistillationTrainer(Trainer):
                 agree=self._agree,
             )
         self._window: dict[str, list[float]] = {}  # objective -> [sum, count] since the last log
+        self._loss = [0.0, 0]  # sum of the losses and steps taken since the last log, likewise
         self.guard = Guard(
             module,
             args,
@@ -137,7 +140,6 @@ class DistillationTrainer(Trainer):
             history=self.history,
             sum_over_ranks=self._sum_over_ranks,
         )
-        self._logged_at, self._skips_since_log = 0, 0
         self._saving_to: str | None = None
         self._started = time.perf_counter()
         self._seconds_before = 0.0
@@ -183,6 +185,13 @@ class DistillationTrainer(Trainer):
             return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
         return super()._get_train_sampler(train_dataset)
 
+    def get_train_dataloader(self):
+        """Keep signals that go to all processes from the data workers: the step they interrupt is to be finished."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        inner.worker_init_fn = partial(start_worker, inner.worker_init_fn)
+        return loader
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Give the parts their own parameter groups, with their own learning rate if one is set."""
         if self.optimizer is None:
@@ -217,7 +226,8 @@ class DistillationTrainer(Trainer):
             return batches, None
         self.guard.begin_step(self.state.global_step, batches)
         if self.guard.skips:  # what a step that is dropped must leave as it was
-            self._before = {name: list(kept) for name, kept in self._window.items()}, self._tr_loss.clone()
+            self._before = {name: list(kept) for name, kept in self._window.items()}, list(self._loss)
+        self._loss[1] += 1
         per_batch = [self.model.count(batch) for batch in batches]
         names = list(per_batch[0])
         sums = torch.stack([sum(c[n] for c in per_batch).to(device, torch.float64) for n in names])
@@ -242,7 +252,9 @@ class DistillationTrainer(Trainer):
         self.guard.check_terms(output, inputs)
         names = list(output.totals)
         # One transfer from the device for all terms.
-        values = torch.stack([v[n].double() for v in (output.totals, output.counts) for n in names]).tolist()
+        values = [v[n].double() for v in (output.totals, output.counts) for n in names]
+        *values, loss = torch.stack([*values, output.loss.detach().double()]).tolist()
+        self._loss[0] += loss
         for name, total, count in zip(names, values, values[len(names) :]):
             kept = self._window.setdefault(name, [0.0, 0.0])
             kept[0] += total
@@ -270,9 +282,7 @@ class DistillationTrainer(Trainer):
         if self.guard.drops_step():
             for parameter in model.parameters():
                 parameter.grad = None  # optimisers pass over such parameters: no update, no decay, no momentum
-            self._window, loss = self._before
-            self._tr_loss.copy_(loss)
-            self._skips_since_log += 1
+            self._window, self._loss = self._before
             return torch.zeros_like(norm)
         return norm
 
@@ -439,13 +449,14 @@ class DistillationTrainer(Trainer):
             # The saved window is that of all ranks together.
             self._window = saved["window"] if self.is_world_process_zero() else {}
             self._seconds_before = saved["seconds"]
-            self.guard.in_a_row = saved.get("skips_in_a_row", 0)
+            total, steps = saved["loss"]
+            self._loss = [total if self.is_world_process_zero() else 0.0, steps]
+            self.guard.in_a_row = saved["skips_in_a_row"]
             if (self.rounds is None) != (saved["rounds"] is None):
                 raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
             if self.rounds is not None:
                 self.rounds.load_state_dict(saved["rounds"])
         self._started = time.perf_counter()
-        self._logged_at, self._skips_since_log = self.state.global_step, 0
         self.history.rewind(self.state.global_step)
         # From a checkpoint of the last step the Trainer (5.23) would do one more before it looks at max_steps.
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else started
@@ -459,12 +470,10 @@ class DistillationTrainer(Trainer):
                 for name, (total, count) in self._window_of_all_ranks().items()
             }
             self._window = {}
-            if self._skips_since_log:
-                # The Trainer divides by all steps, and a skipped one has no loss.
-                steps = self.state.global_step - self._logged_at
-                taken = steps - self._skips_since_log
-                logs["loss"] = logs["loss"] * steps / taken if taken else None
-            self._logged_at, self._skips_since_log = self.state.global_step, 0
+            # The Trainer (5.23) forgets on resuming what it has not logged, and counts skipped steps.
+            loss, steps = self._loss_of_all_ranks(), self._loss[1]
+            logs["loss"] = loss / steps if steps else None
+            self._loss = [0.0, 0]
             self.history.add(
                 {
                     "event": "step",
@@ -477,6 +486,8 @@ class DistillationTrainer(Trainer):
                 }
             )
         super().log(logs, start_time)
+        # All logs are in the history; every checkpoint would hold them once more, and memory grow with the run.
+        del self.state.log_history[:-1]
 
     @property
     def seconds(self) -> float:
@@ -488,6 +499,9 @@ class DistillationTrainer(Trainer):
         sums = torch.tensor([self._window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
         rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
         return {name: row for name, row in zip(names, rows) if row[1]}
+
+    def _loss_of_all_ranks(self) -> float:
+        return self._sum_over_ranks(torch.tensor(self._loss[0], dtype=torch.float64, device=self.args.device)).item()
 
     def _get_output_dir(self, trial=None) -> str:
         """Let a checkpoint grow in a folder beside the finished ones."""
@@ -508,6 +522,7 @@ class DistillationTrainer(Trainer):
             state = {
                 "rounds": None if self.rounds is None else self.rounds.state_dict(),
                 "window": self._window_of_all_ranks(),
+                "loss": [self._loss_of_all_ranks(), self._loss[1]],
                 "seconds": self.seconds,
                 "skips_in_a_row": self.guard.in_a_row,
                 "ranks": {
@@ -527,7 +542,7 @@ class DistillationTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(growing, ignore_errors=True)  # on a full disk, what was half-written is in the way
         if self.args.should_save:
-            keep_newest(folder, self.args.keep_checkpoints)
+            keep_newest(folder, self.args.keep_checkpoints, written=folder / name)
         self._wait()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
