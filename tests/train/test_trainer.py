@@ -180,6 +180,17 @@ def test_layers_that_only_a_resting_module_reaches_get_a_zero_gradient(tmp_path)
     assert all(p.grad is not None for p in module.parameters())
 
 
+def test_a_batch_with_nothing_to_count_leaves_no_parameter_without_a_gradient(tmp_path):
+    """On one rank of two it would make DDP wait for ever."""
+    module = trainer(tmp_path, student=Net(4, 1, seed=1), teacher=Net(), objective_list=counted(), data=Uneven()).model
+    batch = collate([Uneven()[i] for i in range(12, 16)])
+    assert not batch["few"].any()
+    signal = LiveTeacher(Net(), outputs=["logits"], taps=module.teacher_taps).signal(batch)
+    module(batch, signal).loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert not any(p.grad.any() for p in module.part_of(counted()[4]).parameters())
+
+
 def test_the_probe_changes_neither_mode_nor_random_state(tmp_path):
     t = trainer(tmp_path, policy=OptimaPolicy(ARMS))
     t.model.train()
