@@ -21,7 +21,8 @@ from potstill.run import prepare
 from potstill.run.build import build_source
 
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
-LATER = (("deterministic", False),)  # fields younger than the first rows: at these values nothing changes
+# Fields younger than the first rows: at these values nothing changes.
+LATER = (("deterministic", False), ("on_nonfinite", "stop"), ("shard", False))
 MODULES = ("image_encoder", "text_decoder", "multimodal_decoder")
 
 

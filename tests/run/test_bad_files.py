@@ -50,12 +50,12 @@ def test_pickles_and_remote_code_are_refused_with_the_field_that_allows_them(tmp
 def test_a_full_disk_leaves_no_half_checkpoint_and_the_run_goes_on(tmp_path, tiny_run, monkeypatch):
     whole, calls = engine.save_weights, []
 
-    def fill_up(folder, student, parts):
+    def fill_up(folder, *models, **options):
         calls.append(folder)
         if len(calls) == 2:
             (folder / "student.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device", str(folder / "student.safetensors"))
-        whole(folder, student, parts)
+        whole(folder, *models, **options)
 
     monkeypatch.setattr(engine, "save_weights", fill_up)
     with pytest.raises(IntegrityError, match="the disk is full") as error:

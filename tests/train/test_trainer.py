@@ -171,6 +171,23 @@ def test_parameters_that_no_objective_reaches_are_frozen_and_named(tmp_path):
     assert t.untrained == ["idle.weight", "idle.bias"]
 
 
+def test_building_the_trainer_leaves_running_statistics_as_they_were(tmp_path):
+    class Normed(Toy):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(3)
+
+        def forward(self, pixels, words, words_mask=None):
+            return super().forward(self.norm(pixels.flatten(0, 1)).view_as(pixels), words, words_mask)
+
+    student = Normed()
+    t = trainer(tmp_path, student=student, policy=OptimaPolicy([("image",), ("text",)], warmup_rounds=1), steps=2)
+    assert student.norm.num_batches_tracked == 0
+    assert not student.norm.running_mean.any()
+    t.train()
+    assert student.norm.num_batches_tracked == 2
+
+
 def test_layers_that_only_a_resting_module_reaches_get_a_zero_gradient(tmp_path):
     """Otherwise DDP waits for it for ever, and the optimiser would treat them differently in one process."""
     module = trainer(tmp_path, student=Net(4, 1, seed=1), teacher=Net(), objective_list=counted(), data=Uneven()).model

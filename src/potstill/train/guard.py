@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.objectives import Objective
 from potstill.train.arguments import DistillationArguments
 from potstill.train.history import History
-from potstill.train.module import DistillModule, DistillOutput
+from potstill.train.module import DistillModule, DistillOutput, running_statistics
 from potstill.train.nonfinite import Found, bad_term, sample_ids, save_batch
 from potstill.train.sharding import own_share
 
@@ -58,9 +57,8 @@ class Guard:
         """Look at the micro-batches of a new step."""
         self._step, self._batches, self._found = step, batches, []
         if self.skips:
-            # Running means take in the NaN of a forward pass; no other buffer follows the data.
-            norms = [m for m in self.module.modules() if isinstance(m, _NormBase)]
-            self._buffers = [(b, b.clone()) for m in norms for b in m.buffers(recurse=False)]
+            # They take in the NaN of a forward pass; no other buffer follows the data.
+            self._buffers = [(b, b.clone()) for b in running_statistics(self.module)]
 
     def check_terms(self, output: DistillOutput, batch: Mapping[str, Any]) -> None:
         """Stop at a term that is not finite, or note it: a step to be skipped still takes part in all reductions."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
@@ -146,7 +147,7 @@ class DistillModule(nn.Module):
         Returns:
             The value of every objective before weighting, and the names of the frozen parameters.
         """
-        with torch.random.fork_rng(devices=[]):
+        with _unchanged(self):
             output = self(batch, signal)
             output.loss.backward()
         names = [n for n, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
@@ -163,7 +164,7 @@ class DistillModule(nn.Module):
         if not self.active({}):
             return True
         self._keep_resting = False
-        with torch.random.fork_rng(devices=[]):
+        with _unchanged(self):
             self(batch, signal, {}).loss.backward()
         found = any(p.requires_grad and p.grad is None for p in self.student.parameters())
         self.zero_grad(set_to_none=True)
@@ -232,6 +233,21 @@ class DistillModule(nn.Module):
             ]:
                 zero = zero + 0.0 * value.sum(dtype=torch.float32)
         return zero
+
+
+def running_statistics(module: nn.Module) -> list[torch.Tensor]:
+    """Return the buffers that follow the data of every forward pass in training: those of batch norms."""
+    return [b for m in module.modules() if isinstance(m, _NormBase) for b in m.buffers(recurse=False)]
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put back running statistics and the random generator after a pass that is only a trial."""
+    kept = [(buffer, buffer.clone()) for buffer in running_statistics(module)]
+    with torch.random.fork_rng(devices=[]):
+        yield
+    for buffer, value in kept:
+        buffer.copy_(value)
 
 
 @contextmanager
