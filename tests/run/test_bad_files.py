@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import potstill.train.trainer as engine
+import potstill.train.resumable as engine
 from potstill.errors import InputError, IntegrityError, NumericsError, RecipeError
 from potstill.objectives import HiddenObjective
 from potstill.recipe import load_recipe

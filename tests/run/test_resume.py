@@ -143,7 +143,7 @@ def test_a_second_signal_in_the_middle_of_a_checkpoint_ends_the_run_and_the_one_
     tmp_path, straight, monkeypatch
 ):
     folder, overrides = straight
-    sealing = "potstill.train.trainer.seal"
+    sealing = "potstill.train.resumable.seal"
 
     def interrupt_twice(path):
         if path.name == "checkpoint-6":

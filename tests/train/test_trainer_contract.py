@@ -6,6 +6,7 @@ import pytest
 from transformers import Trainer
 
 from potstill.train import DistillationArguments, DistillationTrainer
+from potstill.train.resumable import ResumableTrainer
 
 PARAMETERS = {
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
@@ -25,6 +26,7 @@ PARAMETERS = {
     "_init_training_state": [
         *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")
     ],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "get_train_dataloader": ["self"],
     "log": ["self", "logs", "start_time"],
     "_clip_grad_norm": ["self", "model"],
@@ -35,7 +37,12 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_an_overridden_method_takes_what_we_expect(name):
     assert list(inspect.signature(getattr(Trainer, name)).parameters) == PARAMETERS[name]
-    assert name in vars(DistillationTrainer)
+
+
+def test_every_overridden_method_is_listed_here():
+    ours = {**vars(ResumableTrainer), **vars(DistillationTrainer)}
+    overridden = {name for name in ours if inspect.isfunction(vars(Trainer).get(name))}
+    assert overridden - {"__init__"} == set(PARAMETERS)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,7 @@ Each override below says why it is there. They were written against transformers
 
 from __future__ import annotations
 
-import os
-import pickle
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,41 +15,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.nn.utils import clip_grads_with_norm_
-from transformers import PrinterCallback, Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PrinterCallback
 
 from potstill.errors import InputError, IntegrityError, RecipeError
 from potstill.objectives import Objective, Seen
 from potstill.teachers import LiveTeacher
 from potstill.train.arguments import DistillationArguments
-from potstill.train.checkpoint import (
-    POLICY,
-    keep_newest,
-    load_weights,
-    newest_valid,
-    read_json,
-    save_weights,
-    seal,
-    verify,
-    write_json,
-)
 from potstill.train.guard import Guard
 from potstill.train.history import History
 from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
+from potstill.train.resumable import ResumableTrainer
 from potstill.train.rounds import Rounds
-from potstill.train.sharding import apart, gradient_norm, is_sharded, reshard, shard, whole_student
+from potstill.train.sharding import apart, gradient_norm, is_sharded, shard, whole_student
 from potstill.train.workers import start_worker
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Trains a student against a teacher under several objectives, and lets a policy choose the module each round.
 
     Args:
@@ -140,9 +119,6 @@ class DistillationTrainer(Trainer):
             history=self.history,
             sum_over_ranks=self._sum_over_ranks,
         )
-        self._saving_to: str | None = None
-        self._started = time.perf_counter()
-        self._seconds_before = 0.0
         if teacher is not None:
             teacher.to(args.device)
         self._build_parts()
@@ -332,17 +308,6 @@ class DistillationTrainer(Trainer):
         batches = [self._prepare_inputs(self._collate(mine[i : i + size])) for i in range(0, len(mine), size)]
         return Probe(batches, [self.teacher.signal(b) if self.teacher is not None else None for b in batches])
 
-    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.args.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def on_any_rank(self, flag: bool) -> bool:
-        """Return on every rank whether the flag is up on one of them; all ranks call it."""
-        if self.args.world_size == 1:
-            return flag
-        return bool(self._sum_over_ranks(torch.tensor(float(flag), device=self.args.device)).item())
-
     def whole_student(self) -> nn.Module:
         """Return the student as a plain model on every rank: gathered if it is sharded, else itself."""
         return whole_student(self.model)
@@ -370,96 +335,34 @@ class DistillationTrainer(Trainer):
                 where="train.shard",
                 hint="Start several with torchrun, or set train.shard: false.",
             )
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = self.newest_checkpoint()
-        elif resume_from_checkpoint:
-            verify(Path(resume_from_checkpoint))
-        self._check_ranks(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
-        try:
-            result = super().train(resume_from_checkpoint=str(resume_from_checkpoint or "") or None, **kwargs)
-        except pickle.UnpicklingError as error:  # the Trainer (5.23) reads its states with weights_only=True
-            raise IntegrityError(
-                "a state of the training holds something else than numbers, which could run code",
-                where=str(resume_from_checkpoint),
-                hint="Do not use this checkpoint.",
-            ) from error
+        result = super().train(resume_from_checkpoint, **kwargs)
         if self.rounds is not None and self.state.global_step >= self.state.max_steps:
             event = self.rounds.close(self.state.global_step)
             if event is not None:
                 self.history.add(event)
         return result
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows that one optimiser step sees, over all ranks and micro-batches."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    def _progress(self) -> dict[str, Any]:
+        """Return the policy's rounds, what has not been logged yet (of all ranks together) and the guard's count."""
+        return {
+            "rounds": None if self.rounds is None else self.rounds.state_dict(),
+            "window": self._window_of_all_ranks(),
+            "loss": [self._loss_of_all_ranks(), self._loss[1]],
+            "skips_in_a_row": self.guard.in_a_row,
+        }
 
-    def _check_ranks(self, checkpoint: Path | None) -> None:
-        """Refuse a checkpoint that not all ranks see, or that other ranks could not go on from."""
-        step = 0 if checkpoint is None else _step_of(checkpoint)
-        seen = self._sum_over_ranks(torch.tensor([step, step**2], dtype=torch.float64, device=self.args.device))
-        if seen[0] ** 2 != self.args.world_size * seen[1]:  # equal numbers and no others
-            raise IntegrityError(
-                "the processes see different checkpoints",
-                where=str(checkpoint or self.args.output_dir),
-                hint="The run folder has to lie on a file system that all nodes share.",
-            )
-        if checkpoint is None:
-            return
-        saved = read_json(checkpoint / POLICY).get("ranks", {})
-        before, now = saved.get("world_size", self.args.world_size), self.args.world_size
-        if before != now and saved["rows_per_step"] != self.rows_per_step:
-            raise IntegrityError(
-                "a step would see another number of rows than before, and the rest would be another run",
-                where=str(checkpoint),
-                expected=f"{before} processes, {saved['rows_per_step']} rows per step",
-                got=f"{now} processes, {self.rows_per_step} rows per step",
-                hint=f"Resume with {before} processes (train.batch_size is per process), or start a new run.",
-            )
-        if saved.get("sharded", is_sharded(self.model)) != is_sharded(self.model):
-            raise IntegrityError(
-                "was written with the other setting of train.shard", where=str(checkpoint), hint="Resume with it."
-            )
-
-    def newest_checkpoint(self) -> Path:
-        """Return the newest complete checkpoint of this run; none is an error that says why."""
-        found, refused = newest_valid(Path(self.args.output_dir))
-        if found is None:
-            reasons = "; ".join(str(r) for r in refused)
-            raise IntegrityError(
-                "there is no complete checkpoint to resume from",
-                where=str(self.args.output_dir),
-                got=reasons or "an empty folder",
-                hint="Start again without --resume, in a new folder.",
-            )
-        return found
-
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ):
-        """Restore the policy and cut the history back to the checkpoint, or start both afresh."""
-        started = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None:
-            saved = read_json(Path(resume_from_checkpoint) / POLICY)
-            if not isinstance(saved, dict) or not {"rounds", "window", "seconds"} <= set(saved):
-                raise IntegrityError("does not hold the state of a run", where=f"{resume_from_checkpoint}/{POLICY}")
-            # The saved window is that of all ranks together.
-            self._window = saved["window"] if self.is_world_process_zero() else {}
-            self._seconds_before = saved["seconds"]
-            total, steps = saved["loss"]
-            self._loss = [total if self.is_world_process_zero() else 0.0, steps]
-            self.guard.in_a_row = saved["skips_in_a_row"]
+    def _begin(self, saved: dict[str, Any] | None, where: str) -> None:
+        """Take up what ``_progress`` returned, or start afresh; cut the history back to where training goes on."""
+        if saved is not None:
             if (self.rounds is None) != (saved["rounds"] is None):
-                raise IntegrityError("the checkpoint was made with another policy", where=str(resume_from_checkpoint))
+                raise IntegrityError("the checkpoint was made with another policy", where=where)
+            total, steps = saved["loss"]
+            is_first = self.is_world_process_zero()
+            self._window, self._loss = (saved["window"], [total, steps]) if is_first else ({}, [0.0, steps])
+            self.guard.in_a_row = saved["skips_in_a_row"]
             if self.rounds is not None:
                 self.rounds.load_state_dict(saved["rounds"])
-        self._started = time.perf_counter()
         self.history.rewind(self.state.global_step)
-        # From a checkpoint of the last step the Trainer (5.23) would do one more before it looks at max_steps.
-        return (num_train_epochs, 0) if self.state.global_step >= max_steps else started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the window's mean of every term beside the Trainer's own numbers."""
@@ -489,11 +392,6 @@ class DistillationTrainer(Trainer):
         # All logs are in the history; every checkpoint would hold them once more, and memory grow with the run.
         del self.state.log_history[:-1]
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all resumes."""
-        return self._seconds_before + time.perf_counter() - self._started
-
     def _window_of_all_ranks(self) -> dict[str, list[float]]:
         names = [o.name for o in self.model.objectives]
         sums = torch.tensor([self._window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
@@ -502,98 +400,3 @@ class DistillationTrainer(Trainer):
 
     def _loss_of_all_ranks(self) -> float:
         return self._sum_over_ranks(torch.tensor(self._loss[0], dtype=torch.float64, device=self.args.device)).item()
-
-    def _get_output_dir(self, trial=None) -> str:
-        """Let a checkpoint grow in a folder beside the finished ones."""
-        return self._saving_to or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model, trial=None) -> None:
-        """Write everything into a folder of another name, seal it, rename it: a killed save never looks valid."""
-        folder = Path(super()._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        growing = folder / ".growing"
-        if self.args.should_save:
-            shutil.rmtree(growing, ignore_errors=True)
-            growing.mkdir(parents=True)
-        self._wait()
-        self._saving_to = str(growing)
-        try:
-            super()._save_checkpoint(model, trial)
-            state = {
-                "rounds": None if self.rounds is None else self.rounds.state_dict(),
-                "window": self._window_of_all_ranks(),
-                "loss": [self._loss_of_all_ranks(), self._loss[1]],
-                "seconds": self.seconds,
-                "skips_in_a_row": self.guard.in_a_row,
-                "ranks": {
-                    "world_size": self.args.world_size,
-                    "rows_per_step": self.rows_per_step,
-                    "sharded": is_sharded(self.model),
-                },
-            }
-            self._wait()
-            if self.args.should_save:
-                write_json(growing / name / POLICY, state)
-                seal(growing / name)
-                shutil.rmtree(folder / name, ignore_errors=True)
-                os.rename(growing / name, folder / name)
-        finally:
-            self._saving_to = None
-            if self.args.should_save:
-                shutil.rmtree(growing, ignore_errors=True)  # on a full disk, what was half-written is in the way
-        if self.args.should_save:
-            keep_newest(folder, self.args.keep_checkpoints, written=folder / name)
-        self._wait()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save on every rank: a sharded model is gathered by all of them, and written by the first."""
-        self._save(output_dir)
-
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Keep student and parts apart, each with shared tensors stored once."""
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-        reshard(self.model)
-        save_weights(folder, self.model.student, self.model.parts, is_writer=self.args.should_save)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        """Load both strictly; the Trainer's own loader would accept missing tensors with a warning."""
-        reshard(self.model)
-        load_weights(Path(resume_from_checkpoint), self.model.student, self.model.parts)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Gather a sharded optimiser's state; the Trainer would write the first rank's share alone."""
-        if not is_sharded(self.model):
-            return super()._save_optimizer_and_scheduler(output_dir)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        state = get_optimizer_state_dict(
-            self.model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Give every rank its share of the whole state."""
-        if checkpoint is None or not is_sharded(self.model):
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        if state["state"]:  # plain SGD keeps none, and torch (2.13) cannot load that
-            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr()):
-            group["lr"] = rate
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint the same way."""
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _wait(self) -> None:
-        if self.args.world_size > 1:
-            dist.barrier()
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(read_json(checkpoint / TRAINER_STATE_NAME)["global_step"])
