@@ -124,6 +124,39 @@ def loss_numerics() -> str:
     return table(head, body) + "\n\nGradients of norm above 1e-4, all inputs and both temperatures together."
 
 
+def reward_noise() -> str:
+    rows = read("reward_noise.csv")
+    body = [
+        [
+            f"`{r['yardstick']}`",
+            r["arm"],
+            f"{100 * float(r['effect']):+.2f} ± {100 * float(r['stderr']):.2f}",
+            f"{100 * float(r['noise_sd']):.1f}",
+            r["plays_to_tell_from_best"] or "best",
+        ]
+        for r in rows
+    ]
+    head = ["yardstick", "arm", "effect on the reward, %", "noise, sd, %", "plays to tell it from the best"]
+    seeds, rounds = rows[0]["seeds"], rows[0]["rounds"]
+    return f"Effects ± standard error; {rounds} rounds of {seeds} seeds.\n\n" + table(head, body)
+
+
+def mechanism() -> str:
+    rows = [r for r in read("optima_mechanism.csv") if r["measure"] == "late_share_image_encoder"]
+    body = [
+        [
+            r["hidden_weight"],
+            "drawn at random" if r["system"] == "uniform" else f"OPTIMA, `{r['system']}`",
+            r["seeds"],
+            percent(r["mean"], r["ci95"]),
+            r["below_even_share"],
+        ]
+        for r in rows
+    ]
+    head = ["hidden weight", "arm", "seeds", "rounds on the finished module, % ± 95 %", "clearly below a third"]
+    return table(head, body)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "teacher scores": ("docs/models/coca.md", teacher_scores),
     "blind baselines": ("docs/data/scenes.md", blind_baselines),
@@ -131,6 +164,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "demo": ("README.md", demo),
     "optima in short": ("README.md", optima_in_short),
     "optima on the scenes": ("docs/policies/optima.md", optima_results),
+    "reward noise": ("docs/policies/optima.md", reward_noise),
+    "mechanism": ("docs/policies/optima.md", mechanism),
 }
 
 

@@ -43,7 +43,7 @@ CATALOGUE: tuple[System, ...] = (
             "potstill.losses.module_hidden_loss",
         ),
         "optima-scenes",
-        "benchmarks/results/optima_scenes_runs.csv",
+        "benchmarks/results/optima_scenes.csv",
     ),
     System(
         "rivals of optima",
@@ -54,7 +54,7 @@ CATALOGUE: tuple[System, ...] = (
             for name in ("Uniform", "RoundRobin", "FixedArm", "AllModules", "Greedy", "Thompson")
         ),
         "optima-scenes",
-        "benchmarks/results/optima_scenes_runs.csv",
+        "benchmarks/results/optima_scenes.csv",
     ),
     System(
         "baselines",
