@@ -14,6 +14,10 @@ SRC = Path(__file__).parents[2] / "src"
 pytestmark = pytest.mark.slow
 
 
+def _listen():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background, as a test run may be, ignores it
+
+
 class Process:
     """``potstill`` in a process group of its own."""
 
@@ -23,7 +27,7 @@ class Process:
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "potstill", *map(str, arguments)],
-                stdout=file, stderr=file, start_new_session=True,
+                stdout=file, stderr=file, start_new_session=True, preexec_fn=_listen,
                 env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             )  # fmt: skip
 

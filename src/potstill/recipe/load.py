@@ -18,6 +18,7 @@ from potstill.recipe.check import check
 from potstill.recipe.schema import OpenSection, Recipe
 
 MAX_BYTES = 1 << 20
+_QUOTE = "If it is text, a hash of digits say, put it in quotes."
 _START = 'Start from a packaged one: "potstill config show optima-scenes".'
 _STEP = re.compile(r"([A-Za-z_]\w*)|\[(\d{1,9})\]")
 MAX_DEPTH = 32
@@ -199,11 +200,11 @@ def _refuse_unwritable(value: Any, where: str = "", depth: int = 0) -> None:
     elif isinstance(value, str) and (found := _CONTROL.search(value)):
         raise RecipeError("holds a control character", where=where, expected="printable text", got=ascii(found[0]))
     elif isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError("does not fit", where=where, expected="a finite number", got=repr(value))
+        raise RecipeError("does not fit", where=where, expected="a finite number", got=repr(value), hint=_QUOTE)
     elif isinstance(value, int) and not -_MAX_WHOLE <= value < _MAX_WHOLE:
         # repr of more than 4300 digits fails, and nothing behind this door takes more than 64 bits.
-        raise RecipeError("does not fit", where=where, expected="a number of at most 64 bits", got=f"{value:#.3g}"
-                          if abs(value) < 10**300 else "a far larger one")  # fmt: skip
+        got = f"{value:#.3g}" if abs(value) < 10**300 else "a far larger one"
+        raise RecipeError("does not fit", where=where, expected="a number of at most 64 bits", got=got, hint=_QUOTE)
     elif isinstance(value, date | bytes | set):
         raise RecipeError("does not fit", where=where, expected="text (in quotes) or a number", got=value)
 

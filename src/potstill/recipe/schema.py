@@ -41,14 +41,6 @@ class TeacherSection(Section):
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
     allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
 
-    @field_validator("sha256", mode="before")
-    @classmethod
-    def _quoted(cls, value: Any) -> Any:
-        # YAML reads 64 digits as a number, and 12e34… as one beyond all floats.
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            raise ValueError('is read as a number: put it in quotes, sha256: "…"')
-        return value
-
 
 class StudentSection(OpenSection):
     """How the student is made: a builder and its options."""
