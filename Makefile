@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs wheel clean
+.PHONY: demo test test-ranges lint docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up, distil the shipped teacher twice (OPTIMA and plain KD), show the report's path"
 	@echo "make test   set up, run all tests"
 	@echo "make lint   ruff and import walls;  make docs   build the documentation;  make wheel   build the wheel"
+	@echo "make test-ranges   tests with the oldest and the newest transformers and accelerate that are allowed"
 
 # torch comes first and alone: a later package that asks for "torch" would otherwise pull the newest CUDA build.
 $(READY): pyproject.toml constraints.txt
@@ -26,6 +27,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+# Installs packages in environments of its own, so it is no part of test.
+test-ranges: $(READY)
+	$(BIN)/python tools/test_ranges.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
