@@ -13,11 +13,12 @@ help:
 	@echo "make lint   ruff and import walls;  make docs   build the documentation;  make wheel   build the wheel"
 	@echo "make test-ranges   tests with the oldest and the newest transformers and accelerate that are allowed"
 
-# torch comes first and alone: a later package that asks for "torch" would otherwise pull the newest CUDA build.
+# torch comes first: a later package that asks for "torch" would otherwise pull the newest CUDA build. The build backend
+# is installed, too, as pip does not hold a build environment of its own to the constraints.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $(READY)
 
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -41,7 +42,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 wheel: $(READY)
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist site
