@@ -3,6 +3,8 @@
 import inspect
 
 import pytest
+import torch
+from accelerate import Accelerator
 from transformers import Trainer
 
 from potstill.train import DistillationArguments, DistillationTrainer
@@ -97,3 +99,11 @@ def test_the_loss_since_the_last_log_is_reset_before_our_first_step_and_added_to
     loop, epoch = inspect.getsource(Trainer._inner_training_loop), inspect.getsource(Trainer._run_epoch)
     assert loop.index("self._init_training_state(") < loop.index("self._tr_loss = ") < loop.index("self._run_epoch(")
     assert epoch.index("self.training_step(") < epoch.index("self._tr_loss += tr_loss_step")
+
+
+def test_a_prepared_model_is_not_prepared_again():
+    """What keeps a sharded model out of DDP; accelerate before 1.14 wraps it all the same."""
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+    accelerator.prepare(model)
+    assert accelerator._models == [model]
