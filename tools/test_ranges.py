@@ -42,7 +42,8 @@ BORROWED = ("torch",)
 ENDS = ("oldest", "newest", "all-oldest")
 TESTS = (
     *("tests/train", "tests/taps", "tests/models", "tests/students", "tests/data/test_files_source.py"),
-    *("tests/run/test_distill.py", "tests/run/test_resume.py"),
+    *("tests/run/test_distill.py", "tests/run/test_resume.py", "tests/recipe/test_recipe_files.py"),
+    *("tests/report/test_report_page.py", "tests/cli/test_commands.py"),
 )
 VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
 
