@@ -95,7 +95,8 @@ def test_a_signal_while_training_checkpoints_and_exits_with_130(start, tmp_path,
 
 def test_a_signal_while_starting_up_exits_with_130_and_leaves_nothing(start, tmp_path):
     process = start()
-    process.once((tmp_path / "run" / ".lock").exists, signal.SIGTERM)
+    lock = tmp_path / "run" / ".lock"
+    process.once(lambda: lock.exists() and time.time() > lock.stat().st_mtime + 0.05, signal.SIGTERM)
     code, text = process.ended()
     assert code == 130, text
     assert "potstill: interrupted" in text

@@ -55,8 +55,9 @@ def distill(
     progress = progress or (lambda event: None)
     folder = RunFolder(out)
     with _explained(folder):
-        recipe = folder.open(with_source(load_recipe(recipe, overrides), source), resume=resume)
+        recipe = with_source(load_recipe(recipe, overrides), source)
         try:
+            recipe = folder.open(recipe, resume=resume)
             return _carry_out(recipe, folder, resume, source, progress)
         finally:
             folder.release()

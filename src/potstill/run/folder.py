@@ -175,14 +175,23 @@ class RunFolder:
                 raise InputError(
                     "another process is running in this folder", where=str(self.path), hint="Choose another with --out."
                 ) from error
-            if (self / ".lock").exists() and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self / ".lock")):
+            if self._owns_lock():
                 return
             self._lock.close()  # the run before removed the file between our opening and locking it
 
+    def _owns_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing happens if it is held already
+        except BlockingIOError:
+            return False
+        path = self / ".lock"
+        return path.exists() and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(path))
+
     def release(self) -> None:
         """Let others write again; a new folder in which nothing was written is removed."""
-        if self._lock is not None:
-            (self / ".lock").unlink(missing_ok=True)
+        if self._lock is not None and not self._lock.closed:
+            if self._owns_lock():  # not if an interruption came before it was
+                (self / ".lock").unlink()
             self._lock.close()
             self._lock = None
             if self._is_new and not any(path.is_file() for path in self.path.rglob("*")):
