@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 RESULTS = Path(__file__).parent / "results"
+# What runs must share to be compared, in the experiments on the scenes: the columns of ``_scenes.budget_of``. Here, so
+# that summing up needs no torch.
+SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student")
 
 
 def origin() -> dict[str, Any]:

@@ -19,11 +19,10 @@ import copy
 from collections import defaultdict
 from typing import Any
 
-from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
+from _record import RESULTS, SHARED, append_rows, origin, read_rows, summary_of, write_rows
 
 SYSTEMS = ("reference", "per_term", "prediction", "uniform")
 CONVERGED = "image_encoder"
-SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student", "frozen")
 
 
 def recipe_of(base: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
 
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for r in runs:
-        groups[tuple(r[k] for k in (*SHARED, "system"))].append(r)
+        groups[tuple(r[k] for k in (*SHARED, "frozen", "system"))].append(r)
     rows = []
     for key, mine in sorted(groups.items(), key=lambda item: (item[0][:-1], SYSTEMS.index(item[0][-1]))):
         arms = [k.removeprefix("share_") for k in mine[0] if k.startswith("share_")]
@@ -77,7 +76,7 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
             if len(values) < 2:
                 continue
             interval = mean_interval(values)
-            row = dict(zip((*SHARED, "system"), key))
+            row = dict(zip((*SHARED, "frozen", "system"), key))
             row |= {"measure": measure, "seeds": interval.n, "below_even_share": ""}
             row |= {"mean": f"{interval.mean:.4f}", "ci95": f"{interval.half_width:.4f}"}
             if "share_" in measure:

@@ -29,7 +29,7 @@ import copy
 from collections import defaultdict
 from typing import Any
 
-from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
+from _record import RESULTS, SHARED, append_rows, origin, read_rows, summary_of, write_rows
 
 SINGLE = ("image_encoder", "text_decoder", "multimodal_decoder")
 FIXED = tuple(f"fixed:{m}" for m in SINGLE)
@@ -38,7 +38,6 @@ EQUAL = tuple(f"={s}" for s in ("optima", "uniform", "round_robin", *FIXED))
 SYSTEMS = ("optima", "none", "uniform", "all", "all/3", *FIXED, "round_robin", "thompson", "greedy",
            "optima-reference", "optima-per_term", *EQUAL)  # fmt: skip
 AGAINST = ("optima", "none", "uniform", "all")
-SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student")
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MEASURES = (
     "L_pred",

@@ -25,9 +25,8 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
+from _record import RESULTS, SHARED, append_rows, origin, read_rows, summary_of, write_rows
 
-SHARED = ("setting", "steps", "batch_size", "learning_rate", "round_steps", "hidden_weight", "student")
 YARDSTICKS = ("prediction", "reference", "per_term")
 SKIPPED = 6  # rounds at the start
 

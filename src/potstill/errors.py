@@ -98,16 +98,22 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Return whether this is a full disk or quota; writers in other languages keep the number to themselves."""
+    signs = ("No space left", "File too large", "quota", "StreamWriter")
+    return getattr(error, "errno", None) in DISK_FULL or any(sign in _reason(error) for sign in signs)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
 def explain_disk(error: Exception, where: str | None) -> IntegrityError:
     """Turn what the operating system or a writer of weights refused into a message about the file or folder."""
-    number = getattr(error, "errno", None)
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    # Writers in other languages keep the number to themselves.
-    if number in DISK_FULL or any(
-        sign in text for sign in ("No space left", "File too large", "quota", "StreamWriter")
-    ):
+    text = _reason(error)
+    if is_disk_full(error):
         message, hint = f"the disk is full ({text})", "Free some space"
-    elif number in NOT_ALLOWED:
+    elif getattr(error, "errno", None) in NOT_ALLOWED:
         message, hint = f"cannot be written ({text})", "Choose a folder that you may write to"
     else:
         message, hint = f"reading or writing failed ({text})", "Check the path and the disk"

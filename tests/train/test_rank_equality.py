@@ -1,20 +1,15 @@
 """Two gloo processes against one: steps, gradients, policies, files, resuming; sharded (FSDP2) against DDP."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import rank_cases
 import torch
+from launching import launch
 from rank_cases import make
 from safetensors.torch import load_file
 
 from potstill.errors import InputError, IntegrityError
 from potstill.train.checkpoint import load_weights
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 
@@ -22,14 +17,7 @@ pytestmark = pytest.mark.slow
 def two(tmp_path_factory):
     """What two ranks saw, in one launch, and the folder they wrote to."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(HERE / "rank_cases.py"), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2)]
+    return folder, launch("rank_cases.py", folder)
 
 
 @pytest.fixture(scope="module")

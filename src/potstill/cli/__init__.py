@@ -10,6 +10,7 @@ import traceback
 from typing import NoReturn
 
 from potstill.errors import DISK_FULL, NOT_ALLOWED, Interrupted, PotstillError, explain_disk
+from potstill.ranks import process_rank
 
 PATIENCE = 20.0  # seconds in which a launcher ends the other processes after the first one failed
 
@@ -19,7 +20,7 @@ def _tell(error: PotstillError) -> None:
 
     The others wait for their launcher to end them; one that is still there has found something of its own.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = process_rank()
     if rank and isinstance(error, Interrupted):  # all stop together
         return
     if rank:

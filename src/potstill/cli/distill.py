@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +18,10 @@ def distill(
 ) -> None:
     """Distil: plan, train, export, measure, report."""
     from potstill.cli.show import Display, show_metrics
+    from potstill.ranks import process_rank
     from potstill.run import distill as carry_out
 
-    is_first = int(os.environ.get("RANK", 0)) == 0  # of several processes one shows what happens
+    is_first = process_rank() == 0  # of several processes one shows what happens
     with Display() as display:
         run = carry_out(recipe, out, overrides=overrides or (), resume=resume, progress=display if is_first else None)
     if run.metrics:

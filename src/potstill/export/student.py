@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from potstill.errors import InputError, IntegrityError, explain_disk
+from potstill.errors import InputError, IntegrityError, is_disk_full
 from potstill.export.card import model_card
 from potstill.models.load import without_progress_bars
 from potstill.taps.inputs import model_inputs
@@ -70,12 +70,10 @@ def export_student(
         partial.chmod(0o777 & ~_umask())
         _put_in_place(partial, folder)
     except (OSError, SafetensorError) as error:
-        told = explain_disk(error, str(folder))
-        is_full = told.message.startswith("the disk is full")
         raise IntegrityError(
             f"could not be written ({error})",
             where=str(folder),
-            hint=("Free some disk space and export again; " if is_full else "Check the folder's rights; ")
+            hint=("Free some disk space and export again; " if is_disk_full(error) else "Check the folder's rights; ")
             + "nothing half-written was left.",
         ) from error
     finally:

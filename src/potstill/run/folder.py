@@ -18,6 +18,7 @@ import torch
 
 from potstill._version import __version__
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError
+from potstill.ranks import process_rank
 from potstill.recipe import Recipe, dump_recipe, load_recipe
 from potstill.train.checkpoint import read_json, write_json, write_text
 
@@ -64,7 +65,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.is_writer = int(os.environ.get("RANK", 0)) == 0  # of several processes only the first writes
+        self.is_writer = process_rank() == 0  # of several processes only the first writes
         self._is_new = False
         self._lock = None
 

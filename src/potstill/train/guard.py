@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from potstill.objectives import Objective
 from potstill.train.arguments import DistillationArguments
 from potstill.train.history import History
-from potstill.train.module import DistillModule, DistillOutput, running_statistics
-from potstill.train.nonfinite import Found, bad_term, sample_ids, save_batch
+from potstill.train.module import DistillModule, running_statistics
+from potstill.train.nonfinite import Found, sample_ids, save_batch
 from potstill.train.sharding import own_share
 
 SKIPS_IN_A_ROW = 10
@@ -60,12 +61,17 @@ class Guard:
             # They take in the NaN of a forward pass; no other buffer follows the data.
             self._buffers = [(b, b.clone()) for b in running_statistics(self.module)]
 
-    def check_terms(self, output: DistillOutput, batch: Mapping[str, Any]) -> None:
-        """Stop at a term that is not finite, or note it: a step to be skipped still takes part in all reductions."""
-        bad = bad_term(output, self.module.objectives)
+    def check_terms(self, totals: Mapping[str, float], batch: Mapping[str, Any]) -> None:
+        """Stop at a term that is not finite, or note it: a step to be skipped still takes part in all reductions.
+
+        Args:
+            totals: Objective name -> sum over this micro-batch.
+            batch: The micro-batch.
+        """
+        bad = next((name for name, total in totals.items() if not math.isfinite(total)), None)
         if bad is not None and not self._found:
-            objective, value = bad
-            self._keep(f'the term "{objective.name}" became {value}', objective, batch)
+            objective = next(o for o in self.module.objectives if o.name == bad)
+            self._keep(f'the term "{bad}" became {totals[bad]}', objective, batch)
 
     def check_gradient(self, norm: torch.Tensor, terms: Terms) -> None:
         """Stop at a gradient whose norm is not finite, or note it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from potstill.errors import IntegrityError, NumericsError
-from potstill.objectives import Objective
 from potstill.train.checkpoint import read_json, write_json
-from potstill.train.module import DistillOutput
 
 FILES_KEPT = 4
 MAX_BYTES = 256 << 20
@@ -52,14 +50,6 @@ class Found:
             got=f"samples {self.samples[:SAMPLES_NAMED]}" if self.samples else None,
             hint=load + hint,
         )
-
-
-def bad_term(output: DistillOutput, objectives: Iterable[Objective]) -> tuple[Objective, float] | None:
-    """Return the first objective whose sum is NaN or Inf, and that sum."""
-    if not output.totals or torch.isfinite(torch.stack([t.double() for t in output.totals.values()])).all():
-        return None
-    name = next(name for name, total in output.totals.items() if not torch.isfinite(total))
-    return next(o for o in objectives if o.name == name), output.totals[name].item()
 
 
 def sample_ids(batch: Mapping[str, Any]) -> list[int] | None:

@@ -225,11 +225,11 @@ class DistillationTrainer(ResumableTrainer):
             with self.accelerator.autocast():
                 signal = self.teacher.signal(inputs, self.model.teacher_taps_for(weights))
         output = model(inputs, signal, weights, num_items_in_batch)
-        self.guard.check_terms(output, inputs)
         names = list(output.totals)
         # One transfer from the device for all terms.
         values = [v[n].double() for v in (output.totals, output.counts) for n in names]
         *values, loss = torch.stack([*values, output.loss.detach().double()]).tolist()
+        self.guard.check_terms(dict(zip(names, values)), inputs)
         self._loss[0] += loss
         for name, total, count in zip(names, values, values[len(names) :]):
             kept = self._window.setdefault(name, [0.0, 0.0])
