@@ -32,7 +32,7 @@ _HOME = {
     "DistillationArguments": "potstill.train",
     "DistillationTrainer": "potstill.train",
     "HiddenObjective": "potstill.objectives",
-    "HiddenTaps": "potstill.taps",
+    "Taps": "potstill.taps",
     "LabelObjective": "potstill.objectives",
     "LiveTeacher": "potstill.teachers",
     "OutputObjective": "potstill.objectives",

@@ -59,8 +59,8 @@ class SupervisedAttentionObjective(Objective):
         counts = self._counts(seen.batch)
         rows, tokens = counts.nonzero(as_tuple=True)
         places = self._places(counts.device)[seen.batch[self.labels][rows, tokens]]  # [M, S]
-        query = self._heads_of(seen.student.hidden[self.query])[rows, tokens].float()  # [M, h, d]
-        key = self._heads_of(seen.student.hidden[self.key])[:, : self.grid**2].float()  # [N, S, h, d]
+        query = self._heads_of(seen.student.tapped[self.query])[rows, tokens].float()  # [M, h, d]
+        key = self._heads_of(seen.student.tapped[self.key])[:, : self.grid**2].float()  # [N, S, h, d]
         if key.shape[1] != self.grid**2:
             raise RecipeError(
                 "there are fewer keys than the grid has cells", where=f"{self.name}.grid", got=f"{key.shape[1]} keys"

@@ -1,6 +1,6 @@
 """Look into a running model without editing it: hidden states by module path, named outputs."""
 
-from potstill.taps.hidden import HiddenTaps, Tap, expand_paths
 from potstill.taps.signal import Signal, lookup, observe
+from potstill.taps.taps import Tap, Taps, expand_paths
 
-__all__ = ["HiddenTaps", "Signal", "Tap", "expand_paths", "lookup", "observe"]
+__all__ = ["Signal", "Tap", "Taps", "expand_paths", "lookup", "observe"]

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
-from potstill.taps import HiddenTaps, Signal, observe
+from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
 
 
@@ -62,9 +62,7 @@ class DistillModule(nn.Module):
         self._blank: list[nn.Module] = []  # in a list, so that it is no child
         self._keep_resting = True  # whether a resting module has parameters that nothing else reaches
         self.objectives = list(objectives)
-        self._taps = HiddenTaps(
-            student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps"
-        )
+        self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self._inputs = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
     @property
@@ -79,7 +77,7 @@ class DistillModule(nn.Module):
 
     @property
     def teacher_taps(self) -> list[str]:
-        """Modules of the teacher whose hidden states are needed."""
+        """What to look at inside the teacher."""
         return list(dict.fromkeys(n for o in self.objectives for n in o.teacher_taps))
 
     def active(self, weights: Mapping[str, float] | None = None) -> list[tuple[Objective, float]]:
@@ -129,7 +127,7 @@ class DistillModule(nn.Module):
         self.student.eval()
         student = self.observe(batch)
         self.student.train(was_training)
-        self.shapes = {tap: list(value.shape) for tap, value in student.hidden.items()}
+        self.shapes = {tap: list(value.shape) for tap, value in student.tapped.items()}
         example = next(self.student.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -228,7 +226,7 @@ class DistillModule(nn.Module):
             for parameter in self.parts[name].parameters():
                 zero = zero + 0.0 * parameter.sum().float()
         for objective in resting:
-            for value in [student.hidden[t] for t in objective.student_taps] + [
+            for value in [student.tapped[t] for t in objective.student_taps] + [
                 student.outputs[n] for n in objective.student_outputs
             ]:
                 zero = zero + 0.0 * value.sum(dtype=torch.float32)

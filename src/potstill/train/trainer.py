@@ -147,7 +147,7 @@ class DistillationTrainer(ResumableTrainer):
         if is_sharded(self.model):
             # accelerate would wrap it in DDP; so it only adds autocast. The module reduces its gradients itself.
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
-        self.shapes = self.model.shapes, {k: list(v.shape) for k, v in signal.hidden.items()} if signal else {}
+        self.shapes = self.model.shapes, {k: list(v.shape) for k, v in signal.tapped.items()} if signal else {}
         self.start, self.untrained = self.model.rehearse(batch, signal)
 
     def _collate(self, indices: Sequence[int]) -> dict[str, Any]:

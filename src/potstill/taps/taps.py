@@ -1,4 +1,4 @@
-"""Capture hidden states of any ``nn.Module`` by dotted path, with forward hooks.
+"""Capture tensors inside any ``nn.Module`` by dotted path, with forward hooks.
 
 Hooks are used instead of ``output_hidden_states`` because that keeps every layer alive, knows only a model's own
 list of states, and silently returns nothing once ``fully_shard`` has swapped the root class.
@@ -85,7 +85,7 @@ def expand_paths(model: nn.Module, patterns: Iterable[str], *, where: str = "tap
     return found
 
 
-class HiddenTaps:
+class Taps:
     """Forward hooks on some modules; between ``open()`` and ``close()`` they keep the first tensor each sees.
 
     Works with any module, under DDP, ``fully_shard`` and non-reentrant gradient checkpointing: the recomputation in
@@ -100,7 +100,7 @@ class HiddenTaps:
     Example:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-        >>> with HiddenTaps(net, ["0"]) as taps:
+        >>> with Taps(net, ["0"]) as taps:
         ...     taps.open()
         ...     _ = net(torch.ones(4, 2))
         ...     taps.close()["0"].shape
@@ -156,7 +156,7 @@ class HiddenTaps:
                 module._forward_hooks.pop(handle.id, None)
                 module._forward_pre_hooks.pop(handle.id, None)
 
-    def __enter__(self) -> HiddenTaps:
+    def __enter__(self) -> Taps:
         return self
 
     def __exit__(self, *exc) -> None:
