@@ -163,9 +163,9 @@ def _check_rows(student: Tensor, teacher: Tensor, types: tuple, whole: bool, whe
 class _FlooredKL(torch.autograd.Function):
     """The sum over k of p (log max(p, eps) - log max(q, eps)), without losing the digits of a small value.
 
-    Summed as p (r - log(1 + r)) with r = q / p - 1, whose terms are never below 0, plus the sum of p - q, which is 0 for
-    distributions. In half precision and in float32 that last sum is mere rounding and larger than the divergence of two
-    close rows; up to ``slack`` it is left out. The gradient is that of the formula in the first line.
+    Summed as p (r - log(1 + r)) with r = q / p - 1, whose terms are never below 0, plus the sum of p - q, which is 0
+    for distributions. In half precision and in float32 that last sum is mere rounding and larger than the divergence of
+    two close rows; up to ``slack`` it is left out. The gradient is that of the formula in the first line.
     """
 
     generate_vmap_rule = True
