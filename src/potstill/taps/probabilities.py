@@ -29,8 +29,8 @@ def attention_probs(
 
     Returns:
         ``(B, H, Q, K)`` before dropout, float32, or float64 if queries or keys are. A row all of whose keys are
-        forbidden by False or -inf is 0; one where each key has the lowest finite number added, as transformers makes
-        masks of numbers, is even over all keys, as in eager attention.
+        forbidden (of a padding token) is even over all keys, as in eager attention of transformers; 0 if they are
+        forbidden by -inf.
 
     Raises:
         InputError: queries or keys not floating point; a mask neither bool nor floating point.
@@ -72,10 +72,8 @@ def attention_probs(
         return scores.softmax(-1)
     _check_fits(attention_mask, scores, "attention_mask")
     if attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    elif attention_mask.is_floating_point():
-        scores = scores + attention_mask.to(dtype)
-    else:
+        return scores.masked_fill(~attention_mask, torch.finfo(dtype).min).softmax(-1)
+    if not attention_mask.is_floating_point():
         raise InputError(
             "attention_mask is neither bool nor floating point",
             where=where,
@@ -83,6 +81,7 @@ def attention_probs(
             got=attention_mask.dtype,
             hint="Of ones and zeros: mask.bool().",
         )
+    scores = scores + attention_mask.to(dtype)
     # A softmax over nothing is NaN, in value and gradient.
     forbidden = (scores == -torch.inf).all(-1, keepdim=True)
     return scores.masked_fill(forbidden, 0).softmax(-1).masked_fill(forbidden, 0)
