@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen
+from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, check_skip
 
 
 class SupervisedAttentionObjective(Objective):
@@ -19,16 +19,19 @@ class SupervisedAttentionObjective(Objective):
     find one of them: what it could read there is averaged away. Told where to look it learns in minutes, and what
     follows can then use it. Supervised attention as in Liu et al. (arXiv 1609.04186) and Mi et al. (arXiv 1608.00112),
     with several right places for a token instead of one. Only for cross-attention on a grid of picture tokens whose
-    queries and keys are made by children called ``q_proj`` and ``k_proj``, without rotary positions.
+    queries and keys are made by two children of the module, without rotary positions.
 
     Args:
         name: Its name in logs.
         tap: The attention module.
         labels: Batch key ``[N, T]``: for each token the cells of a 2 x 2 grid over the picture, as a sum of 1, 2, 4
             and 8 in reading order; 0 (nowhere) and -100 do not count.
-        grid: Rows and columns of the grid of keys: the first ``grid`` x ``grid`` keys count, an even number of rows.
+        grid: Rows and columns of the grid of keys, an even number: ``grid`` x ``grid`` keys from ``skip`` on count.
         heads: Number of heads of the module.
         supervised: How many of them, from the first, are told where to look.
+        query: The child that makes the queries; ``query`` in BERT and the text models of BLIP.
+        key: The child that makes the keys.
+        skip: Keys before the grid, such as the class token of a ViT.
         weight: Factor in the loss.
     """
 
@@ -36,7 +39,18 @@ class SupervisedAttentionObjective(Objective):
     loss_name = "supervised_attention"
 
     def __init__(
-        self, name: str, tap: str, labels: str, grid: int, *, heads: int, supervised: int = 1, weight: float = 1.0
+        self,
+        name: str,
+        tap: str,
+        labels: str,
+        grid: int,
+        *,
+        heads: int,
+        supervised: int = 1,
+        query: str = "q_proj",
+        key: str = "k_proj",
+        skip: int = 0,
+        weight: float = 1.0,
     ):
         super().__init__(name, weight=weight)
         for field, value in (("grid", grid), ("heads", heads), ("supervised", supervised)):
@@ -46,8 +60,9 @@ class SupervisedAttentionObjective(Objective):
             raise RecipeError("must be even: four places share the grid", where=f"{name}.grid", got=grid)
         if not 1 <= supervised <= heads:
             raise RecipeError("no such heads", where=f"{name}.supervised", expected=f"1 to {heads}", got=supervised)
-        self.labels, self.grid, self.heads, self.supervised = labels, grid, heads, supervised
-        self.query, self.key = f"{tap}.q_proj", f"{tap}.k_proj"
+        check_skip(skip, name)
+        self.labels, self.grid, self.heads, self.supervised, self.skip = labels, grid, heads, supervised, skip
+        self.query, self.key = f"{tap}.{query}", f"{tap}.{key}"
         self.student_taps = (self.query, self.key)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -60,7 +75,7 @@ class SupervisedAttentionObjective(Objective):
         rows, tokens = counts.nonzero(as_tuple=True)
         places = self._places(counts.device)[seen.batch[self.labels][rows, tokens]]  # [M, S]
         query = self._heads_of(seen.student.tapped[self.query])[rows, tokens].float()  # [M, h, d]
-        key = self._heads_of(seen.student.tapped[self.key])[:, : self.grid**2].float()  # [N, S, h, d]
+        key = self._heads_of(seen.student.tapped[self.key])[:, self.skip :][:, : self.grid**2].float()  # [N, S, h, d]
         if key.shape[1] != self.grid**2:
             raise RecipeError(
                 "there are fewer keys than the grid has cells", where=f"{self.name}.grid", got=f"{key.shape[1]} keys"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from potstill.errors import InputError, PotstillError, RecipeError, suggest
 from potstill.students.base import STUDENTS, StudentRecord, count_parameters
@@ -19,6 +20,7 @@ def build_new_student(
     teacher: nn.Module | None,
     *,
     family: str = "coca",
+    architecture: str | None = None,
     fields: Mapping[str, Any] | None = None,
     data_fields: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -28,15 +30,18 @@ def build_new_student(
     Args:
         teacher: Not used: nothing is copied.
         family: "coca", or a ``model_type`` of transformers.
-        fields: Fields of its configuration.
-        data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in.
+        architecture: Which of the family's model classes, such as "BlipForQuestionAnswering"; None = its plain model.
+        fields: Fields of its configuration, nested where the configuration is: ``{text_config: {hidden_size: 96}}``.
+        data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in, in the parts
+            of a nested configuration that have them. A decoder that ends its texts with a separator, as those of the
+            BERT line do, gets the data's end-of-text token for it.
         seed: Seed of the start; the global generator is left as it was.
 
     Returns:
         The model in fp32, and its record.
 
     Raises:
-        RecipeError: An unknown family, or a field that the data has already set otherwise.
+        RecipeError: An unknown family, class or field, or a field that the data has already set otherwise.
         InputError: The configuration refuses a value.
     """
     if fields is not None and not isinstance(fields, Mapping):
@@ -45,22 +50,28 @@ def build_new_student(
         raise RecipeError("not a name", where="family", got=family)
     fields, data_fields = dict(fields or {}), dict(data_fields or {})
     refuse_absurd(fields, "fields")
-    for key, value in data_fields.items():
-        if fields.get(key, value) != value:
-            raise RecipeError("the data says otherwise", where=f"fields.{key}", expected=repr(value), got=fields[key])
     if family == "coca":
         from potstill.models.coca import CocaConfig, CocaModel
 
-        config_class, model_class = CocaConfig, CocaModel
+        config_class, known = CocaConfig, {"CocaModel": CocaModel}
+        values, plain = _merged(fields, data_fields, "fields"), CocaModel
     else:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if family not in CONFIG_MAPPING_NAMES:
             raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, CONFIG_MAPPING_NAMES))
-        config_class = type(AutoConfig.for_model(family))
-        model_class = AutoModel._model_mapping[config_class]
+        default = AutoConfig.for_model(family)
+        config_class, known = type(default), _classes_of(type(default))
+        values = _placed_fields(default, fields, data_fields)
+        plain = AutoModel._model_mapping.get(config_class, None)
+    if architecture is not None and architecture not in known:
+        hint = suggest(str(architecture), known)
+        raise RecipeError(f'{family} has no model class "{architecture}"', where="architecture", hint=hint)
+    model_class = plain if architecture is None else known[architecture]
+    if model_class is None:
+        raise RecipeError(f"{family} has no plain model", where="architecture", expected=", ".join(sorted(known)))
     try:
-        config = config_class(**{**fields, **data_fields})
+        config = config_class(**values)
     except PotstillError:
         raise
     except Exception as error:  # each configuration class has its own errors; all mean that a value was refused
@@ -68,10 +79,59 @@ def build_new_student(
     student = new_model(model_class, config, seed, torch.float32, "fields")
     return student, StudentRecord(
         builder="new",
-        arguments={"family": family, "fields": fields, "seed": seed},
+        arguments={"family": family, "architecture": architecture, "fields": fields, "seed": seed},
         student_class=type(student).__name__,
         teacher_class=None,
         parameters=count_parameters(student),
         teacher_parameters=None,
         fresh=list(student.state_dict()),
     )
+
+
+def _classes_of(config_class: type) -> dict[str, type[nn.Module]]:
+    """Return the model classes of transformers that are built from this configuration, by name."""
+    home = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
+    return {
+        name: found
+        for name, found in vars(home).items()
+        if isinstance(found, type)
+        and issubclass(found, PreTrainedModel)
+        and found.config_class is config_class
+        and found.forward is not PreTrainedModel.forward  # the common base of a family has none
+    }
+
+
+def _merged(fields: Mapping[str, Any], data_fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields with those of the data, which must not differ."""
+    for key, value in data_fields.items():
+        if fields.get(key, value) != value:
+            raise RecipeError("the data says otherwise", where=f"{where}.{key}", expected=repr(value), got=fields[key])
+    return {**fields, **data_fields}
+
+
+def _placed_fields(default: Any, fields: Mapping[str, Any], data_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with each field of the data where the configuration has it, at the top or in its parts."""
+    parts = [name for name in default.sub_configs if hasattr(getattr(default, name, None), "to_dict")]
+    _refuse_unknown(default, fields, "fields")
+    inner, homeless = {}, dict(data_fields)
+    for name in parts:
+        given, part, where = fields.get(name) or {}, getattr(default, name), f"fields.{name}"
+        if not isinstance(given, Mapping):
+            raise RecipeError("not a table of fields", where=where, expected="{field: value}", got=given)
+        _refuse_unknown(part, given, where)
+        dictated = {key: value for key, value in data_fields.items() if hasattr(part, key)}
+        for key in dictated:
+            homeless.pop(key, None)
+        if hasattr(part, "sep_token_id") and "eos_token_id" in data_fields:
+            given = {"sep_token_id": data_fields["eos_token_id"], **given}
+        inner[name] = _merged(given, dictated, where)
+    at_top = {k: v for k, v in data_fields.items() if k in homeless or hasattr(default, k)}
+    return {**_merged(fields, at_top, "fields"), **inner}
+
+
+def _refuse_unknown(config: Any, fields: Mapping[str, Any], where: str) -> None:
+    """Refuse what the configuration would keep without ever reading it."""
+    for key in fields:
+        if not hasattr(config, str(key)):
+            hint = suggest(str(key), config.to_dict())
+            raise RecipeError(f"{type(config).__name__} has no such field", where=f"{where}.{key}", hint=hint)

@@ -133,8 +133,8 @@ class Taps:
         missing = sorted(wanted - seen.keys())
         if missing:
             raise InputError(
-                f'the tapped module "{missing[0]}" did not run in this forward pass',
-                where="taps",
+                "the tapped module did not run in this forward pass",
+                where=f'tap "{missing[0]}"',
                 hint="Tap a module that every batch goes through; install taps before torch.compile.",
             )
         return seen
