@@ -212,7 +212,7 @@ def _placed(recipe: Recipe, by_section: Mapping[str, Sequence[Objective]]) -> It
                     ("teacher_on", one.teacher_outputs, one.teacher_taps),
                 ):
                     places = [f'output "{name}"' for name in names]
-                    places += [f'tap "{tap}"' for text in taps if is_tap(text) for tap in (text, text.split("@")[0])]
+                    places += [f'tap "{tap}"' for tap in taps if is_tap(tap)]
                     if where in places:
                         is_own = field == "teacher_on" and section.teacher_on is not None
                         error.where = f"{place}.teacher_on" if is_own else f"{place}.on"

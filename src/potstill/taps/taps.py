@@ -45,8 +45,8 @@ class Tap:
         index = match["index"]
         return cls(match["path"], match["side"] or "output", None if index is None else int(index), match["field"])
 
-    def select(self, value: Any) -> torch.Tensor:
-        """Pick the tapped tensor out of what the module received or returned."""
+    def select(self, value: Any, name: str | None = None) -> torch.Tensor:
+        """Pick the tapped tensor out of what the module received or returned; ``name`` is for the message."""
         if self.field is not None:
             value = getattr(value, self.field, None)
         elif self.index is not None:
@@ -58,7 +58,7 @@ class Tap:
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{self.side} of the tapped module is no tensor",
-                where=f'tap "{self.path}"',
+                where=f'tap "{name or self.path}"',
                 got=type(value).__name__,
                 hint='Choose an element, for example "path@output[0]".',
             )
@@ -164,7 +164,7 @@ class Taps:
 
     def _keep(self, text: str, tap: Tap, value: Any) -> None:
         if self._wanted is not None and text in self._wanted and text not in self._seen:
-            self._seen[text] = tap.select(value)
+            self._seen[text] = tap.select(value, text)
 
     def _make_output_hook(self, text: str, tap: Tap):
         return lambda module, args, output: self._keep(text, tap, output)
