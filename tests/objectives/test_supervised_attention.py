@@ -45,6 +45,18 @@ def test_it_equals_the_softmax_written_out():
     assert objective(supervised=2).total(seen(query, key, labels), None) == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_keys_before_the_grid_are_passed_over_and_the_children_can_have_other_names():
+    torch.manual_seed(0)
+    query, key, labels = torch.randn(2, 3, 8), torch.randn(2, 17, 8), torch.tensor([[5, -100, 2], [0, 12, 9]])
+    plain = objective().total(seen(query, key[:, 1:], labels), None)
+    other = objective(skip=1, query="query", key="key")
+    assert other.student_taps == ("a.query", "a.key")
+    shown = Seen({"places": labels}, Signal({}, {"a.query": query, "a.key": key}))
+    torch.testing.assert_close(other.total(shown, None), plain)
+    with pytest.raises(RecipeError, match="fewer keys"):
+        objective(skip=2).total(seen(query, key, labels), None)
+
+
 def test_only_the_supervised_heads_get_a_gradient():
     query, key = torch.randn(1, 2, 8, requires_grad=True), torch.randn(1, 16, 8)
     objective(supervised=1).total(seen(query, key, torch.tensor([[1, 2]])), None).backward()
