@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.errors import RecipeError
+from potstill.errors import InputError, RecipeError
 from potstill.models.load import load_model
 from potstill.students import build_student
 
@@ -44,9 +44,41 @@ def test_a_family_without_a_class_is_its_plain_model():
     assert model.config.vocab_size == 50
 
 
+def test_the_start_of_a_parameter_can_be_scaled():
+    path = "vision_model.embeddings.position_embedding"
+    plain, scaled = build()[0].state_dict(), build(scale={path: 7})[0].state_dict()
+    torch.testing.assert_close(scaled.pop(path), 7 * plain.pop(path))
+    assert all(torch.equal(scaled[name], value) for name, value in plain.items())
+
+
+def test_a_model_can_start_from_the_shared_parts_of_another(tmp_path):
+    answering, _ = build(seed=1)
+    answering.save_pretrained(tmp_path / "answering")
+    captioning, record = build(architecture="BlipForConditionalGeneration", start=str(tmp_path / "answering"))
+    assert record.fresh == []
+    assert record.arguments["start"] == str(tmp_path / "answering")
+    for name, value in captioning.state_dict().items():
+        assert torch.equal(value, answering.state_dict()[name]), name
+
+    plain, _ = build_student("new", None, {"family": "t5", "fields": {"num_layers": 1, "vocab_size": 9, "d_model": 8}})
+    plain.save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="no tensor in common") as error:
+        build(start=str(tmp_path / "t5"))
+    assert error.value.where == "student.start"
+    with pytest.raises(RecipeError) as error:
+        build(start=str(tmp_path / "nothing"))
+    assert error.value.where == "student.start"
+
+
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [
+        ({"scale": {"position_embedding": 7}}, "student.scale.position_embedding"),
+        (
+            {"scale": {"vision_model.embeddings.position_embedding": "7"}},
+            "student.scale.vision_model.embeddings.position_embedding",
+        ),
+        ({"scale": 7}, "student.scale"),
         ({"architecture": "BlipForQuestionAnswer"}, "student.architecture"),
         ({"architecture": "BertModel"}, "student.architecture"),
         ({"architecture": "BlipPreTrainedModel"}, "student.architecture"),

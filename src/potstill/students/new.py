@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from potstill.errors import InputError, PotstillError, RecipeError, suggest
+from potstill.models.load import load_model
 from potstill.students.base import STUDENTS, StudentRecord, count_parameters
 from potstill.students.configs import new_model, one_line, refuse_absurd
+from potstill.students.copying import Copied, copy_tensors
 
 
 @STUDENTS.register("new")
@@ -22,16 +25,22 @@ def build_new_student(
     family: str = "coca",
     architecture: str | None = None,
     fields: Mapping[str, Any] | None = None,
+    scale: Mapping[str, float] | None = None,
+    start: str | None = None,
     data_fields: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, StudentRecord]:
-    """Build a randomly initialised model.
+    """Build a model of any family from its configuration, with a random start.
 
     Args:
-        teacher: Not used: nothing is copied.
+        teacher: Not used.
         family: "coca", or a ``model_type`` of transformers.
         architecture: Which of the family's model classes, such as "BlipForQuestionAnswering"; None = its plain model.
         fields: Fields of its configuration, nested where the configuration is: ``{text_config: {hidden_size: 96}}``.
+        scale: Parameters whose random start is multiplied, by path: ``{vision_model.embeddings.position_embedding: 7}``
+            where a configuration has one width of the start for all weights, and positions would be drowned.
+        start: A model, by packaged name, folder or hub name, whose tensors of the same name and shape are copied: the
+            image tower of a model for another task, say. None = all is random.
         data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in, in the parts
             of a nested configuration that have them. A decoder that ends its texts with a separator, as those of the
             BERT line do, gets the data's end-of-text token for it.
@@ -41,8 +50,8 @@ def build_new_student(
         The model in fp32, and its record.
 
     Raises:
-        RecipeError: An unknown family, class or field, or a field that the data has already set otherwise.
-        InputError: The configuration refuses a value.
+        RecipeError: An unknown family, class, field or parameter, or a field that the data has already set otherwise.
+        InputError: The configuration refuses a value, or the model to start from has nothing in common with this one.
     """
     if fields is not None and not isinstance(fields, Mapping):
         raise RecipeError("not a table of fields", where="fields", expected="{field: value}", got=fields)
@@ -77,15 +86,41 @@ def build_new_student(
     except Exception as error:  # each configuration class has its own errors; all mean that a value was refused
         raise InputError(f"{config_class.__name__} refuses these fields: {one_line(error)}", where="fields") from error
     student = new_model(model_class, config, seed, torch.float32, "fields")
+    _scale(student, scale)
+    done = Copied(fresh=list(student.state_dict()))
+    if start is not None:
+        done = copy_tensors(student, load_model(start, where="start"))
+        if not done.copied:
+            raise InputError(f"{type(student).__name__} has no tensor in common with it", where="start", got=start)
     return student, StudentRecord(
         builder="new",
-        arguments={"family": family, "architecture": architecture, "fields": fields, "seed": seed},
+        arguments={
+            "family": family,
+            "architecture": architecture,
+            "fields": fields,
+            "scale": scale,
+            "start": start,
+            "seed": seed,
+        },
         student_class=type(student).__name__,
         teacher_class=None,
         parameters=count_parameters(student),
         teacher_parameters=None,
-        fresh=list(student.state_dict()),
+        **dataclasses.asdict(done),
     )
+
+
+@torch.no_grad()
+def _scale(student: nn.Module, scale: Mapping[str, float] | None) -> None:
+    if scale is not None and not isinstance(scale, Mapping):
+        raise RecipeError("not a table of parameters", where="scale", expected="{parameter: factor}", got=scale)
+    parameters = dict(student.named_parameters())
+    for path, factor in (scale or {}).items():
+        if path not in parameters:
+            raise RecipeError("no such parameter", where=f"scale.{path}", hint=suggest(str(path), parameters))
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor <= 1e6:
+            raise RecipeError("no factor", where=f"scale.{path}", expected="0 to 1e6", got=factor)
+        parameters[path].mul_(factor)
 
 
 def _classes_of(config_class: type) -> dict[str, type[nn.Module]]:
