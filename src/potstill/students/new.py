@@ -27,7 +27,7 @@ def build_new_student(
 
     Args:
         teacher: Not used: nothing is copied.
-        family: "coca", or a ``model_type`` of transformers.
+        family: "coca", "vl_t5", or a ``model_type`` of transformers.
         fields: Fields of its configuration.
         data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in.
         seed: Seed of the start; the global generator is left as it was.
@@ -52,11 +52,19 @@ def build_new_student(
         from potstill.models.coca import CocaConfig, CocaModel
 
         config_class, model_class = CocaConfig, CocaModel
+    elif family == "vl_t5":
+        from potstill.models.vl_t5 import VLT5Config, VLT5ForConditionalGeneration
+
+        config_class, model_class = VLT5Config, VLT5ForConditionalGeneration
     else:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if family not in CONFIG_MAPPING_NAMES:
-            raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, CONFIG_MAPPING_NAMES))
+            raise RecipeError(
+                f'unknown family "{family}"',
+                where="family",
+                hint=suggest(family, ["coca", "vl_t5", *CONFIG_MAPPING_NAMES]),
+            )
         config_class = type(AutoConfig.for_model(family))
         model_class = AutoModel._model_mapping[config_class]
     try:
