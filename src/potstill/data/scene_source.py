@@ -82,7 +82,8 @@ def build_scenes(
         return SceneDataset(split, tasks, length, vendors=vendors if split == "test" else None, **asked)
 
     train = make("train", None)
-    known = tuple(dict.fromkeys([*languages, "es"]))
+    heard = (language for direction in train.directions for language in direction.split("-"))
+    known = tuple(dict.fromkeys([*languages, *heard, "es"]))
     words = build_tokenizer(concepts, known, prompts=is_written) if tokenizer is None else load_tokenizer(tokenizer)
     fields = {
         "image_size": image_size,

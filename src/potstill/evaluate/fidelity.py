@@ -21,8 +21,7 @@ from potstill.evaluate.batches import (
     rows_of,
     to_device,
 )
-from potstill.evaluate.metrics import aligned
-from potstill.evaluate.tasks import kind_of, output_name
+from potstill.evaluate.metrics import aligned, output_name
 from potstill.taps import Taps, lookup, observe
 from potstill.taps.inputs import model_inputs
 
@@ -90,9 +89,8 @@ def fidelity(
                 if task not in compared:
                     _check_same_classes(student, teacher, task, *pair)
                     compared[task] = _Comparison()
-                kind = kind_of(key, batch[key])
                 logits_s, logits_t, labels = *pair, batch[key]
-                if kind == "language_model":
+                if labels.ndim == 2 and output_name(output_s, task, labels) == "logits":
                     (logits_s, labels), (logits_t, _) = (
                         aligned(student, logits_s, batch[key]),
                         aligned(teacher, logits_t, batch[key]),

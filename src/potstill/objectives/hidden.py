@@ -111,7 +111,8 @@ class ReadoutObjective(Objective):
     Args:
         name: Its name in logs.
         tap: Hidden states ``[N, T, D]``; for label maps T = ``skip`` + rows x columns of the grid.
-        labels: Batch key of one label for each token, ``[N, T]``, or of label maps, ``[B, I, H, W]`` or
+        labels: Batch key of one label for each token, ``[N, T]`` (fewer labels than tokens are those of the first: a
+            model may put tokens of its own behind those of the batch), or of label maps, ``[B, I, H, W]`` or
             ``[N, H, W]``; -100 = does not count.
         classes: Number of classes.
         rows: Batch key of the mask that says which of the ``B x I`` images exist.
@@ -156,8 +157,10 @@ class ReadoutObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
-        logits = part(seen.student.tapped[self.tap][..., self.skip :, :]).float()
-        cells = self._cells(seen.batch)
+        states, cells = seen.student.tapped[self.tap][..., self.skip :, :], self._cells(seen.batch)
+        if seen.batch[self.labels].ndim == 2:
+            states = states[:, : cells.shape[1]]
+        logits = part(states).float()
         refuse_unknown_classes(cells, self.classes, self.name)
         return F.cross_entropy(logits.flatten(0, -2), cells.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 

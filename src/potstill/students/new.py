@@ -17,6 +17,12 @@ from potstill.students.base import STUDENTS, StudentRecord, count_parameters
 from potstill.students.configs import new_model, one_line, refuse_absurd
 from potstill.students.copying import Copied, copy_tensors
 
+# Families of our own: where they are, their configuration and their model.
+_OWN = {
+    "coca": ("potstill.models.coca", "CocaConfig", "CocaModel"),
+    "vl_t5": ("potstill.models.vl_t5", "VLT5Config", "VLT5ForConditionalGeneration"),
+}
+
 
 @STUDENTS.register("new")
 def build_new_student(
@@ -34,7 +40,7 @@ def build_new_student(
 
     Args:
         teacher: Not used.
-        family: "coca", or a ``model_type`` of transformers.
+        family: "coca", "vl_t5", or a ``model_type`` of transformers.
         architecture: Which of the family's model classes, such as "BlipForQuestionAnswering"; None = its plain model.
         fields: Fields of its configuration, nested where the configuration is: ``{text_config: {hidden_size: 96}}``.
         scale: Parameters whose random start is multiplied, by path: ``{vision_model.embeddings.position_embedding: 7}``
@@ -59,16 +65,16 @@ def build_new_student(
         raise RecipeError("not a name", where="family", got=family)
     fields, data_fields = dict(fields or {}), dict(data_fields or {})
     refuse_absurd(fields, "fields")
-    if family == "coca":
-        from potstill.models.coca import CocaConfig, CocaModel
-
-        config_class, known = CocaConfig, {"CocaModel": CocaModel}
-        values, plain = _merged(fields, data_fields, "fields"), CocaModel
+    if family in _OWN:
+        home = importlib.import_module(_OWN[family][0])
+        config_class, plain = (getattr(home, name) for name in _OWN[family][1:])
+        values, known = _merged(fields, data_fields, "fields"), {plain.__name__: plain}
     else:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if family not in CONFIG_MAPPING_NAMES:
-            raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, CONFIG_MAPPING_NAMES))
+            known = [*_OWN, *CONFIG_MAPPING_NAMES]
+            raise RecipeError(f'unknown family "{family}"', where="family", hint=suggest(family, known))
         default = AutoConfig.for_model(family)
         config_class, known = type(default), _classes_of(type(default))
         values = _placed_fields(default, fields, data_fields)

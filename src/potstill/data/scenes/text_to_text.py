@@ -15,10 +15,12 @@ from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
 # Which tasks a form can hold. Picture pairs have no place in a batch of single pictures.
 FORMS = {
-    "text_to_text": ("caption", "vqa", "entailment", "translation"),
+    "text_to_text": ("caption", "vqa", "entailment", "translation", "grounding"),
     "question_answer": ("vqa", "entailment"),
     "captioning": ("caption",),
 }
+
+_TASK_WORDS = {"vqa": "vqa", "entailment": "claim", "grounding": "find"}
 
 
 def check_form(form: str, tasks: Sequence[str], where: str = "form") -> None:
@@ -50,7 +52,7 @@ def prompt_of(sample: Mapping[str, Any]) -> str:
         return "caption:" if language == "en" else f"caption in {LANGUAGE_NAMES[language]}:"
     if task == "translation":
         return f"translate to {LANGUAGE_NAMES[language]}: {sample['text']}"
-    return f"{'claim' if task == 'entailment' else 'vqa'}: {sample['text']}"
+    return f"{_TASK_WORDS[task]}: {sample['text']}"
 
 
 class TextToTextCollator:

@@ -27,7 +27,7 @@ GRAMMAR = (
 )
 # What text-to-text models read and write besides; behind all others, so that no other model's token is renumbered.
 PROMPT_WORDS = (
-    *("vqa:", "claim:", "caption:", "caption", "translate", "to"),
+    *("vqa:", "claim:", "find:", "caption:", "caption", "translate", "to"),
     *(f"{name}:" for name in LANGUAGE_NAMES.values()),
     *(*ENTAILMENT_LABELS, *NLVR2_LABELS),
 )
