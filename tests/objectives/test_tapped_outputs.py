@@ -130,6 +130,9 @@ def test_a_plan_shows_the_tap_and_what_the_term_is_worth(run_of):
         ({"on": "text_decoder.clss@output"}, "objectives[0].on"),
         ({"teacher_on": "text_decoder.clss@output"}, "objectives[0].teacher_on"),
         ({"on": "text_decoder.cls@sideways"}, "objectives[0].on"),
+        ({"on": "logits"}, "objectives[0].on"),
+        ({"teacher_on": "logits"}, "objectives[0].teacher_on"),
+        ({"loss": "cross_entropy", "on": "logits"}, "objectives[0].on"),
         ({"on": "text_decoder.*@output"}, "objectives[0].on"),
         ({"on": "text_encoder@output.nothing"}, "objectives[0].on"),  # there, but without such a field
         ({"teacher_on": "text_encoder@output.nothing"}, "objectives[0].teacher_on"),

@@ -55,6 +55,10 @@ def test_a_student_of_fewer_heads_is_taught_by_the_answers_alone(taught, tmp_pat
     assert student.text_decoder.bert.encoder.layer[0].crossattention.self.num_attention_heads == heads
     assert len(student.vision_model.encoder.layers) == 2
     assert scores(tmp_path / "run")["vqa"]["samples"] == 8
+    fidelity = json.loads((tmp_path / "run" / "metrics.json").read_text())["models"]["student"]["fidelity"]["vqa"]
+    assert fidelity["samples"] >= 16  # tokens: every answer has a word and an end
+    assert 0 <= fidelity["agreement"] <= 1
+    assert fidelity["kl"] > 0
 
 
 def test_captions_start_with_the_eyes_of_the_teacher_of_questions(taught):

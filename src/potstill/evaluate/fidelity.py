@@ -22,6 +22,7 @@ from potstill.evaluate.batches import (
     to_device,
 )
 from potstill.evaluate.metrics import aligned, output_name
+from potstill.evaluate.predictions import outputs_of
 from potstill.taps import Taps, lookup, observe
 from potstill.taps.inputs import model_inputs
 
@@ -81,7 +82,7 @@ def fidelity(
             batch_tasks = {t: k for t, k in batch_tasks.items() if tasks is None or t in tasks}
             if not batch_tasks:
                 continue
-            output_s, output_t = student(**pick_s(batch)), teacher(**pick_t(batch))
+            output_s, output_t = outputs_of(student, pick_s(batch)), outputs_of(teacher, pick_t(batch))
             for task, key in batch_tasks.items():
                 pair = _pair(output_s, output_t, task, batch[key], is_named=tasks is not None)
                 if pair is None:

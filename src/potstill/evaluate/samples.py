@@ -22,6 +22,7 @@ from potstill.evaluate.batches import (
     rows_of,
 )
 from potstill.evaluate.metrics import can_write, output_name, write_texts
+from potstill.evaluate.predictions import outputs_of
 from potstill.evaluate.tasks import WRITTEN, kind_of
 from potstill.taps import lookup
 from potstill.taps.inputs import model_inputs
@@ -70,7 +71,7 @@ def sample_answers(
     indices = choose_indices(dataset, max(looked_at, n), seed=seed)
     with measuring(*models.values()):
         for _, batch in iterate(dataset, collator, indices, batch_size=60, device=device):
-            outputs = {name: model(**picks[name](batch)) for name, model in models.items()}
+            outputs = {name: outputs_of(model, picks[name](batch)) for name, model in models.items()}
             for task, key in label_keys(batch).items():
                 rows = rows_of(batch[key]).nonzero()[:, 0]
                 if len(rows):

@@ -22,6 +22,7 @@ from potstill.evaluate.batches import (
     rows_of,
 )
 from potstill.evaluate.metrics import METRICS, Metric, ObjectsOf, View, can_write, output_name
+from potstill.evaluate.predictions import outputs_of
 from potstill.evaluate.retrieval import retrieval_scores
 from potstill.taps import lookup
 from potstill.taps.inputs import model_inputs
@@ -87,7 +88,7 @@ def evaluate_tasks(
         for samples, batch in iterate(
             dataset, collator, indices, batch_size=batch_size, device=device, tasks=_by_sample(tasks)
         ):
-            output = model(**pick(batch))
+            output = outputs_of(model, pick(batch))
             for task, key in label_keys(batch).items():
                 rows = rows_of(batch[key])
                 if not bool(rows.any()):

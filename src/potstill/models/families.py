@@ -149,6 +149,7 @@ _register(
         (*_BLIP[:2], dataclasses.replace(_BLIP[2], mask=DECODER_MASK)),
         classes=("BlipForQuestionAnswering",),
         follows=_BLIP_FOLLOWS,
+        prediction="text_decoder.cls@output",
     )
 )
 _register(

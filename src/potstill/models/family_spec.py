@@ -79,6 +79,7 @@ class Family:
         parts: Models of other families inside it, described there.
         classes: Model classes it is limited to; empty = every class. A family with classes goes first.
         follows: As in ``ModuleSpec``, between modules.
+        prediction: Tap on the logits of models that compute them but do not return them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Family:
     parts: tuple[Part, ...] = ()
     classes: tuple[str, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
+    prediction: str | None = None
 
     def module(self, name: str) -> ModuleSpec | None:
         """Return the module of that name, or None."""

@@ -16,6 +16,7 @@ import potstill.losses as losses
 from potstill.align.projectors import PROJECTORS
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import PotstillError, RecipeError, suggest
+from potstill.models.families import family_of
 from potstill.models.load import load_model
 from potstill.models.pairing import DistilledModule, resolve_modules
 from potstill.objectives import (
@@ -120,22 +121,30 @@ def build_objectives(
                 raise RecipeError(f'the batch has no "{key}"', where=f"{where}.{field}", hint=hint)
         if section.tap is not None:
             expand_paths(student, [section.tap], where=f"{where}.tap", owner="student")
-        _check_tapped_outputs(section, student, teacher, where)
+        _check_outputs(section, student, teacher, where)
         built[where] = _objectives_of(section, modules, where)
     return built
 
 
-def _check_tapped_outputs(section: ObjectiveSection, student: nn.Module, teacher: nn.Module | None, where: str) -> None:
-    """Refuse outputs that are to be read by a tap, but are no tap of one module that is there."""
+def _check_outputs(section: ObjectiveSection, student: nn.Module, teacher: nn.Module | None, where: str) -> None:
+    """Refuse taps that are none of one module that is there, and logits of models known to return none."""
     of_teacher = section.teacher_on or section.on if section.loss not in LABEL_LOSSES else None
     sides = (
         (student, section.on, f"{where}.on", "student"),
         (teacher, of_teacher, f"{where}.teacher_on" if section.teacher_on else f"{where}.on", "teacher"),
     )
     for model, name, place, owner in sides:
-        if model is not None and name is not None and is_tap(name):
+        if model is None or name is None:
+            continue
+        if is_tap(name):
             check_output(name, place)
             expand_paths(model, [name], where=place, owner=owner)
+        elif name == "logits" and (family := family_of(model)) is not None and family.prediction is not None:
+            raise RecipeError(
+                f"{type(model).__name__} returns no logits",
+                where=place,
+                expected=f'a tap on them: "{family.prediction}"',
+            )
 
 
 def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
