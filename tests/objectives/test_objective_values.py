@@ -127,6 +127,26 @@ def test_a_readout_takes_the_largest_label_of_a_cell_a_quarter_full():
     assert objective.count(batch) == 2
 
 
+def test_a_readout_passes_over_the_tokens_before_the_grid():
+    states = torch.randn(2, 5, D)
+    batch = {"maps": torch.randint(0, 3, (2, 4, 4))}
+    shown = seen(hidden_s={"a": states}, batch=batch)
+    skipping = ReadoutObjective("r", "a", "maps", 3, skip=1)
+    part = skipping.build_part(Signal({}, {"a": states}), None)
+    plain = ReadoutObjective("r", "a", "maps", 3)
+    plain.build_part(Signal({}, {"a": states[:, 1:]}), None)
+    expected = plain.total(seen(hidden_s={"a": states[:, 1:]}, batch=batch), part)
+    torch.testing.assert_close(skipping.total(shown, part), expected)
+    assert skipping.count(batch) == 8
+
+
+@pytest.mark.parametrize("skip", [-1, 1.0, True, 5])
+def test_a_readout_that_passes_over_all_or_part_of_a_token_is_refused(skip):
+    with pytest.raises(RecipeError) as error:
+        ReadoutObjective("r", "a", "maps", 3, skip=skip).build_part(Signal({}, {"a": torch.randn(2, 5, D)}), None)
+    assert error.value.where == "r.skip"
+
+
 def test_a_readout_refuses_what_is_no_grid():
     readout = ReadoutObjective("r", "a", "maps", 3)
     readout.build_part(Signal({}, {"a": torch.randn(1, 5, D)}), None)

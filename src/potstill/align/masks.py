@@ -17,7 +17,8 @@ def token_mask(batch: Mapping[str, torch.Tensor], key: str | None, tokens: int |
     Args:
         batch: The batch as the model gets it.
         key: Where the mask is: a key of the batch, or several with ``|`` between, the first that the batch has is
-            used. A key that ends in ``labels`` counts the positions whose label is not -100. None: there is none.
+            used. A key that ends in ``labels`` counts the positions whose label is not -100. ``+36`` behind a key: the
+            model puts 36 tokens of its own behind those of the batch, which all count. None: there is none.
         tokens: Number of tokens T of the states to be masked. States with one token more than the mask are those of a
             model that appended a token of its own (CoCa's CLS in the text decoder), which counts. None: not checked.
 
@@ -31,9 +32,12 @@ def token_mask(batch: Mapping[str, torch.Tensor], key: str | None, tokens: int |
     if key is None:
         return None
     for name in key.split("|"):
+        name, _, own = name.partition("+")
         if batch.get(name) is not None:
             found = batch[name]
             mask = found != IGNORED_LABEL if name.endswith("labels") else found.bool()
+            if own:
+                mask = torch.cat([mask, mask.new_ones(len(mask), int(own))], dim=1)
             return mask if tokens is None else _fitted(mask, name, tokens)
     raise InputError(
         "the batch lacks the mask of a module's tokens",

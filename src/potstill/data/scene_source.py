@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
+from potstill.errors import RecipeError
+from potstill.models.load import find_model
 
 EVALUATION_SEED = 0
 IN_BATCH = ("caption", "vqa", "entailment", "nlvr2")
@@ -16,6 +19,8 @@ IN_BATCH = ("caption", "vqa", "entailment", "nlvr2")
 def build_scenes(
     *,
     tasks: Sequence[str] = IN_BATCH,
+    form: str = "classes",
+    tokenizer: str | None = None,
     image_size: int = 48,
     concepts: int = 96,
     min_objects: int = 1,
@@ -23,6 +28,7 @@ def build_scenes(
     vendors: Sequence[str] | None = None,
     kinds: Sequence[str] | None = None,
     languages: Sequence[str] = ("en",),
+    directions: Sequence[str] | None = None,
     masks: bool = False,
     phrases: bool = False,
     max_tokens: int = 40,
@@ -32,9 +38,25 @@ def build_scenes(
     """Return the scenes as a source; see ``SceneDataset`` for the arguments.
 
     ``max_tokens`` is the longest text, ``size`` the number of training samples. Splits are measured on the same tasks,
-    but "heldout_language" on captions alone. The seed changes the training scenes only: runs with different seeds are
-    measured on the same pictures.
+    but "heldout_language" on captions alone and "heldout_directions" on translation; with the form "classes" in
+    English. The seed changes the training scenes only: runs with different seeds are measured on the same pictures.
+
+    Args:
+        form: What a batch looks like: "classes" (``SceneCollator``, for CoCa), or as ``TextToTextCollator`` makes it
+            "text_to_text" (T5), "question_answer" or "captioning" (BLIP).
+        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. Not with
+            "classes".
+
+    Raises:
+        RecipeError: A form that does not exist or cannot hold a task, or a tokenizer that cannot be read.
     """
+    is_written = form != "classes"
+    if is_written:
+        check_form(form, (tasks,) if isinstance(tasks, str) else tasks)
+    elif tokenizer is not None:
+        raise RecipeError(
+            "the scenes' own words are part of this form", where="tokenizer", hint='Set form: "text_to_text".'
+        )
     common = {
         "seed": seed,
         "image_size": image_size,
@@ -45,37 +67,71 @@ def build_scenes(
         "masks": masks,
         "phrases": phrases,
     }
+    spoken = {"languages": languages, "directions": directions}
 
     def make(split: str, length: int | None) -> SceneDataset:
         if split == "train":
-            return SceneDataset("train", tasks, length or size, vendors=vendors, languages=languages, **common)
+            return SceneDataset("train", tasks, length or size, vendors=vendors, **spoken, **common)
         asked: dict[str, Any] = dict(common, masks=False, phrases=False, seed=EVALUATION_SEED)
-        if split == "heldout_language":
+        if split in ("heldout_language", "heldout_directions"):
             asked["kinds"] = None
-            return SceneDataset(split, ("caption",), length, vendors=vendors, **asked)
+            only = "caption" if split == "heldout_language" else "translation"
+            return SceneDataset(split, (only,), length, vendors=vendors, **asked)
+        if is_written:
+            asked |= spoken
         return SceneDataset(split, tasks, length, vendors=vendors if split == "test" else None, **asked)
 
     train = make("train", None)
-    tokenizer = build_tokenizer(concepts, tuple(dict.fromkeys([*languages, "es"])))
+    heard = (language for direction in train.directions for language in direction.split("-"))
+    known = tuple(dict.fromkeys([*languages, *heard, "es"]))
+    words = build_tokenizer(concepts, known, prompts=is_written) if tokenizer is None else load_tokenizer(tokenizer)
+    fields = {
+        "image_size": image_size,
+        "vocab_size": len(words),
+        "pad_token_id": words.pad_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
+    if words.bos_token_id is not None:
+        fields["bos_token_id"] = words.bos_token_id
+    if is_written:
+        collator: Any = TextToTextCollator(words, form, max_tokens)
+    else:
+        collator = SceneCollator(words, train.task_labels, max_tokens)
+        fields["task_labels"] = train.task_labels
     return DataSource(
         make=make,
-        collator=SceneCollator(tokenizer, train.task_labels, max_tokens),
-        processor=tokenizer,
-        model_fields={
-            "image_size": image_size,
-            "vocab_size": len(tokenizer),
-            "task_labels": train.task_labels,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
+        collator=collator,
+        processor=words,
+        model_fields=fields,
         facts={
             "tasks": list(train.tasks),
             "image_size": image_size,
             "concepts": concepts,
             "vendors": list(train.vendors),
             "languages": list(train.languages),
+            **({"form": form, "directions": list(train.directions)} if is_written else {}),
             "objects": [min_objects, max_objects],
             "train_samples": len(train),
         },
     )
+
+
+def load_tokenizer(name: str) -> Any:
+    """Return the tokenizer in the folder of a model: packaged, on disk, or on the hub.
+
+    Raises:
+        RecipeError: There is none of that name, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = find_model(name, where="tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(
+            f"no tokenizer can be read there ({reason})",
+            where="tokenizer",
+            expected="a packaged model, a folder or a hub name",
+            got=name,
+        ) from error

@@ -21,8 +21,8 @@ from potstill.evaluate.batches import (
     rows_of,
     to_device,
 )
-from potstill.evaluate.metrics import aligned
-from potstill.evaluate.tasks import kind_of, output_name
+from potstill.evaluate.metrics import aligned, output_name
+from potstill.evaluate.predictions import outputs_of
 from potstill.taps import Taps, lookup, observe
 from potstill.taps.inputs import model_inputs
 
@@ -82,7 +82,7 @@ def fidelity(
             batch_tasks = {t: k for t, k in batch_tasks.items() if tasks is None or t in tasks}
             if not batch_tasks:
                 continue
-            output_s, output_t = student(**pick_s(batch)), teacher(**pick_t(batch))
+            output_s, output_t = outputs_of(student, pick_s(batch)), outputs_of(teacher, pick_t(batch))
             for task, key in batch_tasks.items():
                 pair = _pair(output_s, output_t, task, batch[key], is_named=tasks is not None)
                 if pair is None:
@@ -90,9 +90,8 @@ def fidelity(
                 if task not in compared:
                     _check_same_classes(student, teacher, task, *pair)
                     compared[task] = _Comparison()
-                kind = kind_of(key, batch[key])
                 logits_s, logits_t, labels = *pair, batch[key]
-                if kind == "language_model":
+                if labels.ndim == 2 and output_name(output_s, task, labels) == "logits":
                     (logits_s, labels), (logits_t, _) = (
                         aligned(student, logits_s, batch[key]),
                         aligned(teacher, logits_t, batch[key]),

@@ -1,4 +1,4 @@
-"""What is counted per kind of task: classification, captions, language modelling, retrieval."""
+"""What is counted per kind of task: classification, captions, written answers and name lists, language modelling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from potstill.errors import ShapeError
+from potstill.errors import InputError, ShapeError
 from potstill.evaluate.batches import IGNORED, field_of, label_text
 from potstill.evaluate.statistics import proportion_error, ratio_error
 from potstill.registry import Registry
@@ -123,9 +123,73 @@ class Classification(Metric):
         return scores | ({"kinds": kinds} if kinds else {})
 
 
+def output_name(output: Any, task: str, labels: torch.Tensor) -> str:
+    """Return the dotted name of the model output that answers a task.
+
+    Classes have a head of their own or are the model's only one; tokens are scored in ``logits``, and captions in
+    ``caption_logits`` by models that have such.
+    """
+    if labels.ndim == 1:
+        return classification_output(output, task)
+    return "caption_logits" if task == "caption" and _has(output, "caption_logits") else "logits"
+
+
+def aligned_output(model: nn.Module, output: Any, task: str, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores of the tokens of a task ``[B, T', V]`` and the labels they predict ``[B, T']``."""
+    name = output_name(output, task, labels)
+    logits = lookup(output, name)
+    # Caption logits are trained on labels that the collator has shifted.
+    return (logits, labels) if name == "caption_logits" else aligned(model, logits, labels)
+
+
+@dataclass
+class _Written(Metric):
+    """What metrics of written texts share: the scores of the true tokens, and the greedy text of every row.
+
+    ``token_accuracy`` and ``nll`` (nats per token) are teacher-forced, and absent if the model returns no such scores.
+    Without a tokenizer, or for a model that cannot generate, they are all there is.
+    """
+
+    samples: int = 0
+    exact: int = 0
+    has_written: bool = False
+    token_hits: int = 0
+    tokens: int = 0
+    nll: float = 0.0
+
+    def add(self, view: View) -> None:
+        """Count one batch: a greedy text per row, the picture encoded once."""
+        labels = view.labels[view.rows]
+        self.samples += len(labels)
+        if _has(view.output, output_name(view.output, view.task, view.labels)):
+            logits, targets = aligned_output(view.model, view.output, view.task, view.labels)
+            logits, targets = logits[view.rows], targets[view.rows]
+            counts = targets != IGNORED
+            scores, target = logits[counts].float(), targets[counts]
+            self.token_hits += int((scores.argmax(-1) == target).sum())
+            self.nll += float(F.cross_entropy(scores, target, reduction="sum"))
+            self.tokens += len(target)
+        if view.decode is None or not can_write(view.model):
+            return
+        self.has_written = True
+        truths = [label_text(row, view.decode) for row in labels]
+        texts = write_texts(view.model, view.batch, view.rows, labels, view.decode)
+        for row, text, truth in zip(view.rows.tolist(), texts, truths):
+            self.exact += text == truth
+            self.compare(view.samples[row], text, truth, view)
+
+    def compare(self, sample: Any, text: str, truth: str, view: View) -> None:
+        """Count what else there is to a written text."""
+        raise NotImplementedError
+
+    def token_scores(self) -> dict[str, float]:
+        """Return the teacher-forced scores."""
+        return {"token_accuracy": self.token_hits / self.tokens, "nll": self.nll / self.tokens} if self.tokens else {}
+
+
 @METRICS.register("caption")
 @dataclass
-class Caption(Metric):
+class Caption(_Written):
     """Written captions against the true ones, and the scores of the true tokens.
 
     ``objects``: share of the things in the picture that the written caption names, each with the right place.
@@ -134,33 +198,13 @@ class Caption(Metric):
     cannot generate, only the last two are given; ``objects`` only where captions name things the data knows.
     """
 
-    samples: int = 0
-    exact: int = 0
     named: list[tuple[int, int, int]] = field(default_factory=list)  # found, present, said
-    token_hits: int = 0
-    tokens: int = 0
-    nll: float = 0.0
-    has_written: bool = False
 
-    def add(self, view: View) -> None:
-        """Count one batch: a greedy caption per row, the picture encoded once."""
-        labels = view.labels[view.rows]
-        counts = labels != IGNORED
-        scores, target = lookup(view.output, "caption_logits")[view.rows][counts].float(), labels[counts]
-        self.token_hits += int((scores.argmax(-1) == target).sum())
-        self.nll += float(F.cross_entropy(scores, target, reduction="sum"))
-        self.tokens += len(target)
-        self.samples += len(labels)
-        if view.decode is None or not callable(getattr(view.model, "generate", None)):
-            return
-        self.has_written = True
-        truths = [label_text(row, view.decode) for row in labels]
-        texts = write_captions(view.model, view.batch, view.rows, labels, view.decode)
-        for row, text, truth in zip(view.rows.tolist(), texts, truths):
-            language = field_of(view.samples[row], "language") or "en"
-            self.exact += text == truth
-            said, present = (Counter(view.objects_of(t, language)) for t in (text, truth))
-            self.named.append(((said & present).total(), present.total(), said.total()))
+    def compare(self, sample: Any, text: str, truth: str, view: View) -> None:
+        """Count the things that the caption names."""
+        language = field_of(sample, "language") or "en"
+        said, present = (Counter(view.objects_of(t, language)) for t in (text, truth))
+        self.named.append(((said & present).total(), present.total(), said.total()))
 
     def result(self) -> dict[str, Any]:
         """Return the shares with the standard error of ``objects`` over pictures, and token scores."""
@@ -173,7 +217,59 @@ class Caption(Metric):
             scores["invented"] = (said - found) / said if said else 0.0
         if self.has_written:
             scores["exact"] = self.exact / self.samples
-        return scores | {"token_accuracy": self.token_hits / self.tokens, "nll": self.nll / self.tokens}
+        return scores | self.token_scores()
+
+
+@METRICS.register("answer")
+@dataclass
+class Answer(_Written):
+    """Written answers: ``accuracy`` is the share that equals the true one word for word, also per ``kind`` of sample.
+
+    ``token_accuracy`` and ``nll`` (nats per token) are teacher-forced. Without a tokenizer, or for a model that
+    cannot generate, only these are given.
+    """
+
+    kinds: dict[str, list[int]] = field(default_factory=dict)
+
+    def compare(self, sample: Any, text: str, truth: str, view: View) -> None:
+        """Count the answer for its kind."""
+        kind = field_of(sample, "kind")
+        if kind is not None:
+            count = self.kinds.setdefault(str(kind), [0, 0])
+            count[0] += text == truth
+            count[1] += 1
+
+    def result(self) -> dict[str, Any]:
+        """Return accuracy, its standard error, the number of samples, the accuracy per kind, and token scores."""
+        scores: dict[str, Any] = {"samples": self.samples}
+        if self.has_written:
+            share = self.exact / self.samples
+            scores = {"accuracy": share, "stderr": proportion_error(share, self.samples), **scores}
+        kinds = {kind: hits / n for kind, (hits, n) in sorted(self.kinds.items())}
+        return scores | ({"kinds": kinds} if kinds else {}) | self.token_scores()
+
+
+@METRICS.register("name_list")
+@dataclass
+class NameList(Answer):
+    """Written lists such as a translation: as ``answer``, and ``names``, the share of the true names that were written.
+
+    Names are what stands between commas; each counts as often as it occurs, in any order.
+    """
+
+    found: int = 0
+    present: int = 0
+
+    def compare(self, sample: Any, text: str, truth: str, view: View) -> None:
+        """Count the names."""
+        super().compare(sample, text, truth, view)
+        said, true = (Counter(name.strip() for name in t.split(",")) for t in (text, truth))
+        self.found += (said & true).total()
+        self.present += true.total()
+
+    def result(self) -> dict[str, Any]:
+        """Return the scores of ``answer``, and ``names``."""
+        return super().result() | ({"names": self.found / self.present} if self.present else {})
 
 
 @METRICS.register("language_model")
@@ -211,16 +307,35 @@ class LanguageModel(Metric):
         }
 
 
-def write_captions(
+def can_write(model: nn.Module) -> bool:
+    """True if the model has a ``generate``."""
+    return callable(getattr(model, "generate", None))
+
+
+def write_texts(
     model: nn.Module,
     batch: Mapping[str, Any],
     rows: torch.Tensor,
     labels: torch.Tensor,
     decode: Callable[[Sequence[int]], str],
 ) -> list[str]:
-    """Return the greedy caption of each of the rows; at most 8 tokens longer than the longest true one."""
-    images = {k: batch[k][rows] for k in ("pixel_values", "image_mask") if k in batch}
+    """Return the greedy text of each of the rows; at most 8 tokens longer than the longest true one.
+
+    A model with an encoder for the prompt is given the prompt; ``input_ids`` of any other are what it is to write.
+    """
+    keys = ["pixel_values", "image_mask"]
+    if getattr(model.config, "is_encoder_decoder", False) or "decoder_input_ids" in batch:
+        keys += ["input_ids", "attention_mask"]
+    given = {k: batch[k][rows] for k in keys if k in batch}
     longest = int((labels != IGNORED).sum(1).max()) + 8
     room = getattr(model.config, "max_text_length", longest + 1) - 1
-    ids = model.generate(**images, max_new_tokens=min(longest, room), do_sample=False, num_beams=1)
+    ids = model.generate(**given, max_new_tokens=min(longest, room), do_sample=False, num_beams=1)
     return [decode(row) for row in ids.tolist()]
+
+
+def _has(output: Any, name: str) -> bool:
+    try:
+        lookup(output, name)
+    except InputError:
+        return False
+    return True

@@ -21,8 +21,9 @@ from potstill.evaluate.batches import (
     measuring,
     rows_of,
 )
-from potstill.evaluate.metrics import write_captions
-from potstill.evaluate.tasks import kind_of, output_name
+from potstill.evaluate.metrics import can_write, output_name, write_texts
+from potstill.evaluate.predictions import outputs_of
+from potstill.evaluate.tasks import WRITTEN, kind_of
 from potstill.taps import lookup
 from potstill.taps.inputs import model_inputs
 
@@ -54,8 +55,9 @@ def sample_answers(
         inputs: Batch keys that all models take; None = those the ``forward`` of each names.
 
     Returns:
-        ``{"task", "images", "text", "truth", "answers"}`` each: pictures as PNG data URIs, ``text`` the question or
-        claim (None for captions), ``answers`` by model name. Tasks that no model has an output for do not appear.
+        ``{"task", "images", "text", "truth", "answers"}`` each: pictures as PNG data URIs, ``text`` the question,
+        claim or prompt (None for captions), ``answers`` by model name. Tasks that no model has an output for do not
+        appear.
     """
     if not models:
         raise InputError("no model to ask", where="models")
@@ -69,7 +71,7 @@ def sample_answers(
     indices = choose_indices(dataset, max(looked_at, n), seed=seed)
     with measuring(*models.values()):
         for _, batch in iterate(dataset, collator, indices, batch_size=60, device=device):
-            outputs = {name: model(**picks[name](batch)) for name, model in models.items()}
+            outputs = {name: outputs_of(model, picks[name](batch)) for name, model in models.items()}
             for task, key in label_keys(batch).items():
                 rows = rows_of(batch[key]).nonzero()[:, 0]
                 if len(rows):
@@ -103,13 +105,14 @@ def _entries(
 ) -> list[dict[str, Any]]:
     labels = batch[key][rows]
     kind = kind_of(key, batch[key])
-    if kind == "language_model" or (kind == "caption" and decode is None):
+    is_written = kind in WRITTEN
+    if kind == "language_model" or (is_written and decode is None):
         return []
     answers: dict[str, list[str]] = {}
     for name, model in models.items():
-        if kind == "caption":
-            if callable(getattr(model, "generate", None)):
-                answers[name] = write_captions(model, batch, rows, labels, decode)
+        if is_written:
+            if can_write(model):
+                answers[name] = write_texts(model, batch, rows, labels, decode)
             continue
         try:
             logits = lookup(outputs[name], output_name(outputs[name], task, batch[key]))[rows]
@@ -119,7 +122,7 @@ def _entries(
         answers[name] = [classes[i] for i in logits.argmax(-1).tolist()]
     if not answers:
         return []
-    if kind == "caption":
+    if is_written:
         truths = [label_text(row, decode) for row in labels]
     else:
         classes = _classes(models[next(iter(answers))], task, int(labels.max()) + 1)

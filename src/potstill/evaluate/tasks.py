@@ -21,12 +21,21 @@ from potstill.evaluate.batches import (
     measuring,
     rows_of,
 )
-from potstill.evaluate.metrics import METRICS, Metric, ObjectsOf, View, classification_output
+from potstill.evaluate.metrics import METRICS, Metric, ObjectsOf, View, can_write, output_name
+from potstill.evaluate.predictions import outputs_of
 from potstill.evaluate.retrieval import retrieval_scores
 from potstill.taps import lookup
 from potstill.taps.inputs import model_inputs
 
-__all__ = ["METRICS", "evaluate_retrieval", "evaluate_tasks", "kind_of", "main_score"]
+__all__ = ["METRICS", "WRITTEN", "evaluate_retrieval", "evaluate_tasks", "kind_of", "main_score"]
+
+# Tasks whose labels, if they are tokens, are a text to be written, and what is counted in it.
+_TEXTS = {
+    "caption": "caption",
+    **dict.fromkeys(("vqa", "entailment", "nlvr2", "answer"), "answer"),
+    **dict.fromkeys(("translation", "grounding"), "name_list"),
+}
+WRITTEN = frozenset(_TEXTS.values())
 
 
 def evaluate_tasks(
@@ -45,13 +54,14 @@ def evaluate_tasks(
     """Measure a model on the samples of a dataset, task by task.
 
     A task is a label entry of the batch: ``<task>_labels``, or ``labels`` (then called "main"). Classes are read from
-    ``task_logits.<task>``, or from ``logits`` for models with one head; captions from ``caption_logits`` and
-    ``generate``; labels per token from ``logits``. The model is in eval mode meanwhile, and put back after.
+    ``task_logits.<task>``, or from ``logits`` for models with one head; labels per token from ``logits``, captions also
+    from ``caption_logits``. Captions, answers (``vqa_labels``, ``entailment_labels``, … as tokens) and name lists
+    (``translation_labels``) are also written by ``generate``. The model is in eval mode meanwhile, and put back after.
 
     Args:
         model: The model to measure.
         dataset: Map-style; samples may carry ``task`` and ``kind``.
-        collator: Samples to a batch; captions are only written if it has a ``tokenizer``.
+        collator: Samples to a batch; texts are only written if it has a ``tokenizer``.
         tasks: Only these. None = every task that the data has labels and the model outputs for.
         batch_size: Samples per forward pass.
         device: Where to run; None = where the model is.
@@ -78,13 +88,13 @@ def evaluate_tasks(
         for samples, batch in iterate(
             dataset, collator, indices, batch_size=batch_size, device=device, tasks=_by_sample(tasks)
         ):
-            output = model(**pick(batch))
+            output = outputs_of(model, pick(batch))
             for task, key in label_keys(batch).items():
                 rows = rows_of(batch[key])
                 if not bool(rows.any()):
                     continue
                 found += [task] if task not in found else []
-                if tasks is None and not _can_answer(output, task, batch[key]):
+                if tasks is None and not _can_answer(model, output, task, key, batch[key]):
                     continue
                 if tasks is not None and task not in tasks:
                     continue
@@ -156,6 +166,7 @@ def evaluate_retrieval(
 
 def kind_of(key: str, labels: torch.Tensor) -> str:
     """Return the metric that fits the labels at a batch key."""
+    task = key.removesuffix("_labels")
     if key == "caption_labels":
         return "caption"
     if labels.is_floating_point() or labels.ndim not in (1, 2):
@@ -165,7 +176,7 @@ def kind_of(key: str, labels: torch.Tensor) -> str:
             expected="integer classes (B,) or tokens (B, T)",
             got=f"{labels.dtype} {tuple(labels.shape)}",
         )
-    return "classification" if labels.ndim == 1 else "language_model"
+    return "classification" if labels.ndim == 1 else _TEXTS.get(task, "language_model")
 
 
 def main_score(entry: Mapping[str, Any]) -> float | None:
@@ -182,14 +193,9 @@ def _by_sample(tasks: Sequence[str] | None) -> list[str] | None:
     return None if tasks is None or "main" in tasks else list(tasks)
 
 
-def output_name(output: Any, task: str, labels: torch.Tensor) -> str:
-    """Return the dotted name of the model output that answers a task."""
-    if task == "caption":
-        return "caption_logits"
-    return classification_output(output, task) if labels.ndim == 1 else "logits"
-
-
-def _can_answer(output: Any, task: str, labels: torch.Tensor) -> bool:
+def _can_answer(model: nn.Module, output: Any, task: str, key: str, labels: torch.Tensor) -> bool:
+    if kind_of(key, labels) in WRITTEN - {"caption"} and can_write(model):
+        return True
     try:
         lookup(output, output_name(output, task, labels))
     except InputError:

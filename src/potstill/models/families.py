@@ -54,8 +54,18 @@ def _present(model: nn.Module, specs: tuple[ModuleSpec, ...]) -> list[ModuleSpec
         candidates += [f"{prefix}.{path}" for path in candidates] if prefix else []
         path = next((path for path in candidates if has_module(model, path)), None)
         if path is not None:
-            found.append(dataclasses.replace(spec, blocks=path))
+            found.append(dataclasses.replace(spec, blocks=path, mask=_whole_mask(model, spec), own_tokens=None))
     return found
+
+
+def _whole_mask(model: nn.Module, spec: ModuleSpec) -> str | None:
+    """The mask with the model's own tokens behind it, as ``token_mask`` reads it."""
+    if spec.mask is None or spec.own_tokens is None:
+        return spec.mask
+    number = model.config
+    for name in spec.own_tokens.split("."):
+        number = getattr(number, name)
+    return f"{spec.mask}+{number}"
 
 
 def _inside_parts(model: nn.Module, parts: tuple[Part, ...]) -> list[ModuleSpec]:
@@ -139,6 +149,7 @@ _register(
         (*_BLIP[:2], dataclasses.replace(_BLIP[2], mask=DECODER_MASK)),
         classes=("BlipForQuestionAnswering",),
         follows=_BLIP_FOLLOWS,
+        prediction="text_decoder.cls@output",
     )
 )
 _register(
@@ -151,6 +162,21 @@ _register(
             for name, blocks, mask, depth in (
                 ("text_encoder", "encoder.block", "attention_mask", "num_layers"),
                 ("text_decoder", "decoder.block", DECODER_MASK, "num_decoder_layers"),
+            )
+        ),
+    )
+)
+_register(
+    Family(
+        "vl_t5",
+        ("potstill_vl_t5",),
+        tuple(
+            # all three stacks share everything but the depth
+            ModuleSpec(name, blocks, mask, depth, "d_model", "num_heads", "d_ff", head_dim="d_kv", own_tokens=tokens)
+            for name, blocks, mask, depth, tokens in (
+                ("image_encoder", "visual.block", None, "visual_layers", None),
+                ("multimodal_encoder", "encoder.block", "attention_mask", "num_layers", "image_tokens"),
+                ("text_decoder", "decoder.block", DECODER_MASK, "num_decoder_layers", None),
             )
         ),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+_PATHS = ("depth", "width", "heads", "ffn", "kv_heads", "head_dim", "own_tokens")
+
 
 @dataclass(frozen=True)
 class ModuleSpec:
@@ -18,6 +20,8 @@ class ModuleSpec:
         mask: Key of the batch with the mask of the module's tokens, as ``token_mask`` reads it; None = all count.
         depth, width, heads, ffn: Paths in the configuration; None where the family has no such field.
         kv_heads, head_dim: The same for grouped key-value heads and for the size of one head.
+        own_tokens: Path in the configuration of the number of tokens, not counted by ``mask``, that the model puts
+            behind those of the batch; they all count. None = none. ``family_of`` leaves ``mask`` with the number.
         rows: Key of the batch with a mask whose entries are the module's rows, where these are not the batch's (a batch
             row may have several pictures); None = one row each.
         per_layer: Configuration fields with one entry a layer, which a shallower student must take a selection of.
@@ -34,6 +38,7 @@ class ModuleSpec:
     ffn: str | None = "intermediate_size"
     kv_heads: str | None = None
     head_dim: str | None = None
+    own_tokens: str | None = None
     rows: str | None = None
     per_layer: tuple[str, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
@@ -47,7 +52,7 @@ class ModuleSpec:
         return dataclasses.replace(
             self,
             blocks="|".join(f"{path}.{p}" for p in self.blocks.split("|")),
-            **{name: at(getattr(self, name)) for name in ("depth", "width", "heads", "ffn", "kv_heads", "head_dim")},
+            **{name: at(getattr(self, name)) for name in _PATHS},
             per_layer=tuple(f"{config}.{p}" for p in self.per_layer),
             follows=tuple((f"{config}.{a}", f"{config}.{b}") for a, b in self.follows),
         )
@@ -74,6 +79,7 @@ class Family:
         parts: Models of other families inside it, described there.
         classes: Model classes it is limited to; empty = every class. A family with classes goes first.
         follows: As in ``ModuleSpec``, between modules.
+        prediction: Tap on the logits of models that compute them but do not return them.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Family:
     parts: tuple[Part, ...] = ()
     classes: tuple[str, ...] = ()
     follows: tuple[tuple[str, str], ...] = ()
+    prediction: str | None = None
 
     def module(self, name: str) -> ModuleSpec | None:
         """Return the module of that name, or None."""

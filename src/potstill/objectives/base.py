@@ -11,7 +11,7 @@ from torch import nn
 
 from potstill.align.masks import token_mask
 from potstill.errors import RecipeError
-from potstill.taps import Signal
+from potstill.taps import Signal, Tap
 
 IGNORE_INDEX = -100
 Role = Literal["task", "prediction", "hidden"]
@@ -24,6 +24,30 @@ class Seen:
     batch: Mapping[str, Any]
     student: Signal
     teacher: Signal | None = None
+
+
+def is_tap(name: str) -> bool:
+    """True if the name of an output is a tap in its text form, ``path@output``: read inside the model."""
+    return "@" in name
+
+
+def check_output(name: str, where: str) -> None:
+    """Refuse an output that is a malformed tap, or a tap that could match several modules."""
+    if is_tap(name):
+        Tap.parse(name, where)
+        if any(c in name.partition("@")[0] for c in "*?["):
+            raise RecipeError("names several modules", where=where, expected="the path of one module", got=name)
+
+
+def read_output(signal: Signal, name: str) -> torch.Tensor:
+    """Return an output of the model by its name, or what a tap saw where the model does not return it."""
+    return signal.tapped[name] if is_tap(name) else signal.outputs[name]
+
+
+def check_skip(skip: object, name: str) -> None:
+    """Refuse a number of tokens to pass over that is none."""
+    if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= 4096:
+        raise RecipeError("no number of tokens", where=f"{name}.skip", expected="0 to 4096", got=skip)
 
 
 def refuse_unknown_classes(targets: torch.Tensor, classes: int, where: str) -> None:
@@ -52,6 +76,7 @@ class Objective:
             it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
         against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
             if there are none, "task".
+        on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -63,6 +88,7 @@ class Objective:
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_labels = False
+    on: str | None = None
 
     def __init__(
         self,
@@ -99,7 +125,7 @@ class Objective:
             "weight": self.weight,
             "alpha": self.alpha,
             "module": self.module,
-            "on": ", ".join(self.student_outputs) or None,
+            "on": self.on or ", ".join(self.student_outputs) or None,
         }
 
 

@@ -12,7 +12,15 @@ from torch import nn
 from potstill.align.projectors import build_projector
 from potstill.errors import RecipeError
 from potstill.losses import module_hidden_loss
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where, refuse_unknown_classes
+from potstill.objectives.base import (
+    IGNORE_INDEX,
+    Objective,
+    Role,
+    Seen,
+    Where,
+    check_skip,
+    refuse_unknown_classes,
+)
 from potstill.taps import Signal
 
 
@@ -102,27 +110,45 @@ class ReadoutObjective(Objective):
 
     Args:
         name: Its name in logs.
-        tap: Hidden states ``[N, T, D]``; for label maps T = rows x columns of the grid.
-        labels: Batch key of one label for each token, ``[N, T]``, or of label maps, ``[B, I, H, W]`` or
+        tap: Hidden states ``[N, T, D]``; for label maps T = ``skip`` + rows x columns of the grid.
+        labels: Batch key of one label for each token, ``[N, T]`` (fewer labels than tokens are those of the first: a
+            model may put tokens of its own behind those of the batch), or of label maps, ``[B, I, H, W]`` or
             ``[N, H, W]``; -100 = does not count.
         classes: Number of classes.
         rows: Batch key of the mask that says which of the ``B x I`` images exist.
+        skip: Tokens before the first that has a label, such as the class token of a ViT.
     """
 
     role: Role = "task"
     loss_name = "readout"
 
-    def __init__(self, name: str, tap: str, labels: str, classes: int, *, rows: str | None = None, weight: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        tap: str,
+        labels: str,
+        classes: int,
+        *,
+        rows: str | None = None,
+        skip: int = 0,
+        weight: float = 1.0,
+    ):
         super().__init__(name, weight=weight)
+        check_skip(skip, name)
         if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 2**24:
             raise RecipeError("no number of classes", where=f"{name}.classes", expected="1 to 2**24", got=classes)
-        self.tap, self.labels, self.classes, self.rows = tap, labels, classes, rows
+        self.tap, self.labels, self.classes, self.rows, self.skip = tap, labels, classes, rows, skip
         self.student_taps = (tap,)
         self._tokens: int | None = None
 
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module:
         """Return the linear read-out."""
-        self._tokens, width = student.tapped[self.tap].shape[-2:]
+        tokens, width = student.tapped[self.tap].shape[-2:]
+        self._tokens = tokens - self.skip
+        if self._tokens < 1:
+            raise RecipeError(
+                "leaves no token", where=f"{self.name}.skip", expected=f"less than {tokens}", got=self.skip
+            )
         return nn.Linear(width, self.classes)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -131,8 +157,10 @@ class ReadoutObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
-        logits = part(seen.student.tapped[self.tap]).float()
-        cells = self._cells(seen.batch)
+        states, cells = seen.student.tapped[self.tap][..., self.skip :, :], self._cells(seen.batch)
+        if seen.batch[self.labels].ndim == 2:
+            states = states[:, : cells.shape[1]]
+        logits = part(states).float()
         refuse_unknown_classes(cells, self.classes, self.name)
         return F.cross_entropy(logits.flatten(0, -2), cells.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen, Where, refuse_unknown_classes
+from potstill.objectives.base import (
+    IGNORE_INDEX,
+    Objective,
+    Role,
+    Seen,
+    Where,
+    check_output,
+    is_tap,
+    read_output,
+    refuse_unknown_classes,
+)
 
 
 class OutputObjective(Objective):
@@ -20,7 +30,8 @@ class OutputObjective(Objective):
     Args:
         name: Its name in logs.
         loss: A loss function ``loss(student, teacher, *, mask, reduction)``.
-        on: Dotted name of the output, such as ``logits`` or ``task_logits.vqa``.
+        on: Dotted name of the output, such as ``logits`` or ``task_logits.vqa``; or, for what a model computes but does
+            not return, the tap of one module, such as ``text_decoder.cls@output``.
         teacher_on: The teacher's output, if it has another name.
         where: Which positions count.
         labels: Batch key of target classes, for losses that take them (``dkd``).
@@ -46,7 +57,10 @@ class OutputObjective(Objective):
         self.loss, self.loss_name = loss, loss.__name__
         self.on, self.teacher_on = on, teacher_on or on
         self.where, self.shift, self.options = where or Where(), shift, dict(options or {})
-        self.student_outputs, self.teacher_outputs = (on,), (self.teacher_on,)
+        check_output(on, f"{name}.on")
+        check_output(self.teacher_on, f"{name}.teacher_on" if teacher_on else f"{name}.on")
+        self.student_outputs, self.student_taps = _outputs_and_taps(on)
+        self.teacher_outputs, self.teacher_taps = _outputs_and_taps(self.teacher_on)
         accepted = inspect.signature(loss).parameters
         unknown = sorted(self.options.keys() - accepted.keys())
         if unknown:
@@ -67,7 +81,7 @@ class OutputObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the loss over the positions that count."""
-        student, teacher = seen.student.outputs[self.on], seen.teacher.outputs[self.teacher_on]
+        student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
         batch = self._shifted(seen.batch)
         if self.shift:
             student, teacher = student[:, :-1], teacher[:, :-1]
@@ -100,7 +114,8 @@ class LabelObjective(Objective):
         if not 0 <= label_smoothing < 1:
             raise RecipeError("must lie in [0, 1)", where=f"{name}.label_smoothing", got=label_smoothing)
         self.on, self.labels, self.shift, self.label_smoothing = on, labels, shift, label_smoothing
-        self.student_outputs = (on,)
+        check_output(on, f"{name}.on")
+        self.student_outputs, self.student_taps = _outputs_and_taps(on)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Count the labels that are not -100."""
@@ -108,7 +123,7 @@ class LabelObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
-        logits = seen.student.outputs[self.on]
+        logits = read_output(seen.student, self.on)
         logits = logits[:, :-1] if self.shift else logits
         targets = self._targets(seen.batch)
         if logits.shape[:-1] != targets.shape:
@@ -152,3 +167,7 @@ class ModelLossObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Weigh the model's mean by the rows of the micro-batch."""
         return seen.student.outputs["loss"].float() * self.count(seen.batch)
+
+
+def _outputs_and_taps(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return ((), (name,)) if is_tap(name) else ((name,), ())

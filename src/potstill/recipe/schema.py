@@ -75,8 +75,10 @@ class ObjectiveSection(OpenSection):
     )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    on: str | None = Field(None, description="Output of the student, dotted: logits, task_logits.vqa.")
-    teacher_on: str | None = Field(None, description="Output of the teacher, if it has another name.")
+    on: str | None = Field(
+        None, description="Output of the student, dotted: logits, task_logits.vqa; or a tap: text_decoder.cls@output."
+    )
+    teacher_on: str | None = Field(None, description="Output or tap of the teacher, if it has another name.")
     labels: str | None = Field(None, description="Batch key of labels; positions with -100 do not count.")
     mask: str | None = Field(None, description="Batch key of a mask; zeros do not count.")
     shift: bool = Field(False, description="Compare position t with label t+1 (causal models).")

@@ -16,6 +16,7 @@ import potstill.losses as losses
 from potstill.align.projectors import PROJECTORS
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import PotstillError, RecipeError, suggest
+from potstill.models.families import family_of
 from potstill.models.load import load_model
 from potstill.models.pairing import DistilledModule, resolve_modules
 from potstill.objectives import (
@@ -28,10 +29,12 @@ from potstill.objectives import (
     SupervisedAttentionObjective,
     Where,
 )
+from potstill.objectives.base import check_output, is_tap
 from potstill.policies import POLICIES, make_arms
 from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
 from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
+from potstill.run.check import LABEL_LOSSES
 from potstill.students import STUDENTS
 from potstill.students import build_student as make_student
 from potstill.taps import expand_paths
@@ -97,11 +100,16 @@ def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None)
 
 
 def build_objectives(
-    recipe: Recipe, student: nn.Module, modules: Sequence[DistilledModule], batch: Mapping[str, Any]
+    recipe: Recipe,
+    student: nn.Module,
+    modules: Sequence[DistilledModule],
+    batch: Mapping[str, Any],
+    teacher: nn.Module | None = None,
 ) -> dict[str, list[Objective]]:
     """Return the terms of the loss by the recipe path of their section; "hidden" makes one for every module.
 
-    ``batch`` is any batch of the source: masks and labels that it lacks are refused here, taps by the student.
+    ``batch`` is any batch of the source: masks and labels that it lacks are refused here, and taps of modules that
+    student or teacher lacks.
     """
     built: dict[str, list[Objective]] = {}
     for i, section in enumerate(recipe.objectives):
@@ -113,8 +121,30 @@ def build_objectives(
                 raise RecipeError(f'the batch has no "{key}"', where=f"{where}.{field}", hint=hint)
         if section.tap is not None:
             expand_paths(student, [section.tap], where=f"{where}.tap", owner="student")
+        _check_outputs(section, student, teacher, where)
         built[where] = _objectives_of(section, modules, where)
     return built
+
+
+def _check_outputs(section: ObjectiveSection, student: nn.Module, teacher: nn.Module | None, where: str) -> None:
+    """Refuse taps that are none of one module that is there, and logits of models known to return none."""
+    of_teacher = section.teacher_on or section.on if section.loss not in LABEL_LOSSES else None
+    sides = (
+        (student, section.on, f"{where}.on", "student"),
+        (teacher, of_teacher, f"{where}.teacher_on" if section.teacher_on else f"{where}.on", "teacher"),
+    )
+    for model, name, place, owner in sides:
+        if model is None or name is None:
+            continue
+        if is_tap(name):
+            check_output(name, place)
+            expand_paths(model, [name], where=place, owner=owner)
+        elif name == "logits" and (family := family_of(model)) is not None and family.prediction is not None:
+            raise RecipeError(
+                f"{type(model).__name__} returns no logits",
+                where=place,
+                expected=f'a tap on them: "{family.prediction}"',
+            )
 
 
 def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
@@ -128,7 +158,7 @@ def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule]
         given = (section.name or section.loss, section.tap, section.labels)
         names = ("name", "tap", "labels")
         return [call_with_options(objective, section.options, where, *given, given=names, **weight)]
-    name = section.name or section.on.rpartition(".")[2]
+    name = section.name or section.on.partition("@")[0].rpartition(".")[2]
     if section.loss == "cross_entropy":
         given, names = (name, section.on, section.labels), ("name", "on", "labels")
         fixed = {"shift": section.shift, **weight}

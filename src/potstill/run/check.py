@@ -27,8 +27,8 @@ SPECIAL_LOSSES = {
 LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention")
 _SPECIAL_OPTIONS = {
     "cross_entropy": ("label_smoothing",),
-    "readout": ("classes", "rows"),
-    "supervised_attention": ("grid", "first", "supervised"),
+    "readout": ("classes", "rows", "skip"),
+    "supervised_attention": ("grid", "skip", "supervised"),
 }
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
 

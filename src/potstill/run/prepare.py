@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from potstill.data.sources import DataSource
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective
+from potstill.objectives.base import is_tap
 from potstill.recipe import Recipe, load_recipe
 from potstill.recipe.schema import DataSection
 from potstill.run.build import (
@@ -109,7 +110,7 @@ def prepare(
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
     modules = build_modules(recipe, student, teacher)
-    by_section = build_objectives(recipe, student, modules, source.example())
+    by_section = build_objectives(recipe, student, modules, source.example(), teacher)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -206,8 +207,13 @@ def _placed(recipe: Recipe, by_section: Mapping[str, Sequence[Objective]]) -> It
                     rest = where[len(one.name) :].strip(".")
                     error.where = f"{place}.projector" if rest == "projector" else place
                     raise
-                for field, names in (("on", one.student_outputs), ("teacher_on", one.teacher_outputs)):
-                    if where in [f'output "{name}"' for name in names]:
+                for field, names, taps in (
+                    ("on", one.student_outputs, one.student_taps),
+                    ("teacher_on", one.teacher_outputs, one.teacher_taps),
+                ):
+                    places = [f'output "{name}"' for name in names]
+                    places += [f'tap "{tap}"' for tap in taps if is_tap(tap)]
+                    if where in places:
                         is_own = field == "teacher_on" and section.teacher_on is not None
                         error.where = f"{place}.teacher_on" if is_own else f"{place}.on"
                         raise

@@ -69,8 +69,8 @@ class Tap:
         """True if an attention map is meant."""
         return self.side.endswith("attention")
 
-    def select(self, value: Any) -> torch.Tensor:
-        """Pick the tapped tensor out of what the module received or returned."""
+    def select(self, value: Any, name: str | None = None) -> torch.Tensor:
+        """Pick the tapped tensor out of what the module received or returned; ``name`` is for the message."""
         if self.field is not None:
             value = getattr(value, self.field, None)
         elif self.index is not None:
@@ -82,7 +82,7 @@ class Tap:
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{self.side} of the tapped module is no tensor",
-                where=f'tap "{self.path}"',
+                where=f'tap "{name or self.path}"',
                 got=type(value).__name__,
                 hint='Choose an element, for example "path@output[0]".',
             )
@@ -195,8 +195,8 @@ class Taps:
         if missing:
             what = "gave no attention map" if Tap.parse(missing[0]).is_attention else "did not run"
             raise InputError(
-                f'the tapped module "{missing[0]}" {what} in this forward pass',
-                where="taps",
+                f"the tapped module {what} in this forward pass",
+                where=f'tap "{missing[0]}"',
                 hint="Tap a module that every batch goes through; install taps before torch.compile.",
             )
         return seen
@@ -243,7 +243,7 @@ class Taps:
 
     def _keep(self, text: str, tap: Tap, module: nn.Module, value: Any) -> None:
         if self._wants(text, module):
-            self._seen[text] = tap.select(value)
+            self._seen[text] = tap.select(value, text)
 
     def _make_see(self, taps: Sequence[tuple[str, Tap]], module: nn.Module):
         def see(

@@ -5,6 +5,7 @@ from potstill.data.scenes.dataset import TASKS, SceneDataset
 from potstill.data.scenes.pack import load_pack
 from potstill.data.scenes.sheet import contact_sheet
 from potstill.data.scenes.splits import SPLITS
+from potstill.data.scenes.text_to_text import TextToTextCollator
 from potstill.data.scenes.tokenizer import build_tokenizer
 from potstill.data.scenes.wording import objects_in_caption
 
@@ -13,6 +14,7 @@ __all__ = [
     "TASKS",
     "SceneCollator",
     "SceneDataset",
+    "TextToTextCollator",
     "build_tokenizer",
     "contact_sheet",
     "load_pack",

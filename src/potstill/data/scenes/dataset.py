@@ -14,12 +14,13 @@ from potstill.data.scenes import entailment, nlvr2, vqa
 from potstill.data.scenes.composer import Painter, Scene, SceneBuilder
 from potstill.data.scenes.draws import Draws, draws_for, make_key
 from potstill.data.scenes.pack import load_pack
-from potstill.data.scenes.splits import get_split, heldout_partners
+from potstill.data.scenes.splits import HELDOUT_DIRECTIONS, Split, get_split, heldout_partners
 from potstill.data.scenes.wording import (
     ENTAILMENT_LABELS,
     NLVR2_LABELS,
     PhraseFinder,
     caption,
+    check_directions,
     check_languages,
     closed_answers,
     name_list,
@@ -38,11 +39,13 @@ class SceneDataset(Dataset):
     number of workers, any order and any resumed run see the same data.
 
     Args:
-        split: "train", "validation", "test", "heldout_vendor", "heldout_pairs" or "heldout_language".
+        split: "train", "validation", "test", "heldout_vendor", "heldout_pairs", "heldout_language" or
+            "heldout_directions".
         tasks: Of "caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation", "grounding" (a
             list of names, some of them seen in the picture; what each points at is in ``phrases``); every run of
             ``len(tasks)`` samples holds each entry once, in random order. Name a task twice to get more of it. None =
-            the split's own (the first four; retrieval and translation for "heldout_language").
+            the split's own (the first four; retrieval and translation for "heldout_language", translation for
+            "heldout_directions").
         size: Number of samples; None = 1,000,000 for train, 2,000 else.
         seed: Another seed is another set of scenes.
         image_size: Side of the pictures in pixels; even, 32 to 128.
@@ -53,6 +56,8 @@ class SceneDataset(Dataset):
         kinds: Of the questions, claims and picture pairs those that occur, such as ("where", "exists"); None = all.
         languages: Languages of captions, retrieval and translation; None = the split's own (("en",), but ("es",) for
             "heldout_language"). Questions and claims are English.
+        directions: Of translation, such as "en-de"; None = the split's own ("de-fr" and "fr-de" for
+            "heldout_directions", which "train" refuses), elsewhere from English to every other language asked for.
         masks: Also give ``masks`` and ``concept_map`` for every sample.
         phrases: Also give ``phrases``: what the names in a sentence about one picture point at. Always with the task
             "grounding".
@@ -64,12 +69,13 @@ class SceneDataset(Dataset):
         concepts: The concepts that occur.
 
     Each sample is a dict:
-        ``task``, ``kind`` (question or template), ``index``, ``language``; ``images`` uint8 ``[I, H, W, 3]`` (I = 2 for
-        nlvr2, else 1); ``text`` (question, claim, or caption); ``truth`` (the right answer, or the caption again);
-        ``label`` (class number, -100 where there is none); ``scenes`` (one record for each image); with masks also
-        ``masks`` uint8 ``[I, H, W]`` and ``concept_map`` int16 ``[I, H, W]``; with phrases also ``phrases``: for each
-        name of a thing or kind, where in the text it ends and in which quadrants such things are seen, as a sum of
-        1, 2, 4 and 8 in reading order (0 = in none). English, one picture; elsewhere the list is empty.
+        ``task``, ``kind`` (question, template or direction), ``index``, ``language`` (of a translation the target's);
+        ``images`` uint8 ``[I, H, W, 3]`` (I = 2 for nlvr2, else 1); ``text`` (question, claim, caption, or what is to
+        be translated); ``truth`` (the right answer, or the caption again); ``label`` (class number, -100 where there
+        is none); ``scenes`` (one record for each image); with masks also ``masks`` uint8 ``[I, H, W]`` and
+        ``concept_map`` int16 ``[I, H, W]``; with phrases also ``phrases``: for each name of a thing or kind, where in
+        the text it ends and in which quadrants such things are seen, as a sum of 1, 2, 4 and 8 in reading order (0 =
+        in none). English, one picture, no translation; elsewhere the list is empty.
 
     Raises:
         InputError: if an argument is out of range or names something unknown.
@@ -91,6 +97,7 @@ class SceneDataset(Dataset):
         vendors: Sequence[str] | None = None,
         kinds: Sequence[str] | None = None,
         languages: Sequence[str] | None = None,
+        directions: Sequence[str] | None = None,
         masks: bool = False,
         phrases: bool = False,
         extra_packs: Sequence[str | Path] = (),
@@ -100,6 +107,7 @@ class SceneDataset(Dataset):
         self.size = self.split.size if size is None else size
         self.seed, self.image_size, self.masks = seed, image_size, masks
         self.languages = check_languages(self.split.languages if languages is None else languages)
+        self.directions = _choose_directions(self.split, self.tasks, self.languages, directions)
         pack = load_pack(tuple(str(folder) for folder in extra_packs))
         self.vendors = (vendors,) if isinstance(vendors, str) else tuple(vendors or self.split.vendors)
         _check_numbers(self, len(pack.concepts), concepts, min_objects, max_objects)
@@ -165,7 +173,8 @@ class SceneDataset(Dataset):
 
     def _phrases(self, sample: dict[str, Any]) -> list[tuple[int, int]]:
         # A colour can have a thing's name ("orange"), so claims about colours are left out.
-        if len(sample["scenes"]) > 1 or sample["language"] != "en" or sample["kind"] == "colour":
+        is_english = sample["language"] == "en" and sample["task"] != "translation"
+        if len(sample["scenes"]) > 1 or not is_english or sample["kind"] == "colour":
             return []
         seen = sample["scenes"][0].visible
         return [
@@ -212,9 +221,10 @@ class SceneDataset(Dataset):
 
     def _make_translation(self, draws: Draws) -> dict[str, Any]:
         scene = self.world.builder.build(draws)
-        language = draws.pick([code for code in self.languages if code != "en"])
-        text = name_list(scene, self.concepts, "en")
-        return _sample(language, "translation", (scene,), text, name_list(scene, self.concepts, language), -100)
+        direction = draws.pick(self.directions)
+        source, target = direction.split("-")
+        text, truth = (name_list(scene, self.concepts, language) for language in (source, target))
+        return _sample(target, direction, (scene,), text, truth, -100)
 
     def _make_segmentation(self, draws: Draws) -> dict[str, Any]:
         scene = self.world.builder.build(draws)
@@ -254,6 +264,29 @@ def _check_tasks(tasks: Sequence[str], split: str) -> tuple[str, ...]:
                 hint="Use another split, or leave tasks out to get the split's own.",
             )
     return tasks
+
+
+def _choose_directions(
+    split: Split, tasks: Sequence[str], languages: Sequence[str], directions: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the directions of translation; none where the task does not occur."""
+    if directions is None:
+        directions = split.directions or tuple(f"en-{code}" for code in languages if code != "en")
+        if not directions and "translation" in tasks:
+            raise InputError(
+                "out of range", where="languages", expected="a language besides en, to translate to", got=languages
+            )
+        return tuple(directions)
+    directions = check_directions(directions)
+    kept = [direction for direction in directions if direction in HELDOUT_DIRECTIONS]
+    if kept and split.name == "train":
+        raise InputError(
+            f"{kept[0]} is kept back from training",
+            where="directions",
+            expected=f"any but {', '.join(HELDOUT_DIRECTIONS)}",
+            hint='The split "heldout_directions" measures it.',
+        )
+    return directions
 
 
 def _choose_kinds(
@@ -300,12 +333,6 @@ def _check_numbers(data: SceneDataset, available: int, concepts: int, low: int, 
             "max_objects",
             "2 or more: a held-out pair is two things",
             high,
-        ),
-        (
-            "translation" not in data.tasks or any(code != "en" for code in data.languages),
-            "languages",
-            "a language besides en, to translate to",
-            data.languages,
         ),
     ]  # fmt: skip
     for fine, where, expected, got in checks:

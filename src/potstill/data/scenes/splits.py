@@ -12,6 +12,7 @@ from potstill.errors import InputError, suggest
 TRAIN_VENDORS = ("noto", "twemoji")
 HELDOUT_VENDORS = ("fluent-flat",)
 HELDOUT_LANGUAGES = ("es",)
+HELDOUT_DIRECTIONS = ("de-fr", "fr-de")
 FOUR_TASKS = ("caption", "vqa", "entailment", "nlvr2")
 
 
@@ -26,6 +27,7 @@ class Split:
         languages: Default languages of captions.
         tasks: Default tasks.
         pairs: "avoid" held-out pairs of concepts in every picture, or "need" at least one.
+        directions: Default directions of translation; empty = from English to every other language.
         about: One line for people.
     """
 
@@ -35,6 +37,7 @@ class Split:
     languages: tuple[str, ...] = ("en",)
     tasks: tuple[str, ...] = FOUR_TASKS
     pairs: str = "avoid"
+    directions: tuple[str, ...] = ()
     about: str = ""
 
 
@@ -52,6 +55,13 @@ SPLITS = {
             languages=HELDOUT_LANGUAGES,
             tasks=("retrieval", "translation"),
             about="captions in a language never seen in training",
+        ),
+        Split(
+            "heldout_directions",
+            2_000,
+            tasks=("translation",),
+            directions=HELDOUT_DIRECTIONS,
+            about="translation between languages never paired in training",
         ),
     )
 }

@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from potstill.data.scenes.composer import POSITIONS, SIZES
 from potstill.data.scenes.pack import load_pack
-from potstill.data.scenes.wording import COLOURS, check_languages, closed_answers
+from potstill.data.scenes.wording import (
+    COLOURS,
+    ENTAILMENT_LABELS,
+    LANGUAGE_NAMES,
+    NLVR2_LABELS,
+    check_languages,
+    closed_answers,
+)
 from potstill.errors import InputError
 
 SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
@@ -18,9 +25,17 @@ GRAMMAR = (
     ", ? a an the in is are there what where how many colour object background or "
     "both images contain exactly one image contains left right has and more objects than have same number of"
 )
+# What text-to-text models read and write besides; behind all others, so that no other model's token is renumbered.
+PROMPT_WORDS = (
+    *("vqa:", "claim:", "find:", "caption:", "caption", "translate", "to"),
+    *(f"{name}:" for name in LANGUAGE_NAMES.values()),
+    *(*ENTAILMENT_LABELS, *NLVR2_LABELS),
+)
 
 
-def build_tokenizer(concepts: int = 96, languages: Sequence[str] = ("en",)) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    concepts: int = 96, languages: Sequence[str] = ("en",), *, prompts: bool = False
+) -> PreTrainedTokenizerFast:
     """Return the tokenizer of the scenes: one token a word, for Chinese one a character.
 
     The vocabulary is ``[PAD] [BOS] [EOS] [UNK]``, a tag such as ``[de]`` for every language but English, the words of
@@ -30,6 +45,7 @@ def build_tokenizer(concepts: int = 96, languages: Sequence[str] = ("en",)) -> P
     Args:
         concepts: How many concepts, as in SceneDataset.
         languages: Languages of the names; English is always in.
+        prompts: Also the words of the prompts of ``text_to_text``, at the end.
 
     Returns:
         A fast tokenizer. Called plainly it wraps a text in ``[BOS] … [EOS]``.
@@ -51,6 +67,8 @@ def build_tokenizer(concepts: int = 96, languages: Sequence[str] = ("en",)) -> P
     for code in languages[1:]:
         for concept in chosen:
             words += split_words(concept.names[code])
+    if prompts:
+        words += PROMPT_WORDS
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
 
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -13,6 +13,7 @@ from potstill.errors import InputError, suggest
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "grey", "black")
 NUMBERS = ("0", "1", "2", "3", "4")
 LANGUAGES = ("en", "de", "fr", "es", "zh")
+LANGUAGE_NAMES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "zh": "Chinese"}
 NOTHING = "nothing"
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
 NLVR2_LABELS = ("false", "true")
@@ -113,6 +114,28 @@ def check_languages(languages: Sequence[str]) -> tuple[str, ...]:
     if not languages:
         raise InputError("no language is given", where="languages", expected=", ".join(LANGUAGES))
     return tuple(languages)
+
+
+def check_directions(directions: Sequence[str]) -> tuple[str, ...]:
+    """Return directions of translation such as "en-de" as a tuple.
+
+    Raises:
+        InputError: if one does not join two different languages of the pack, or there is none.
+    """
+    if isinstance(directions, str):
+        directions = (directions,)
+    for direction in directions:
+        source, _, target = str(direction).partition("-")
+        if source == target or source not in LANGUAGES or target not in LANGUAGES:
+            raise InputError(
+                "is no direction of translation",
+                where="directions",
+                expected=f'two of {", ".join(LANGUAGES)}, such as "en-de"',
+                got=direction,
+            )
+    if not directions:
+        raise InputError("no direction is given", where="directions", expected='such as "en-de"')
+    return tuple(directions)
 
 
 @lru_cache(maxsize=len(LANGUAGES))
