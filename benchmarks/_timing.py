@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from torch.profiler import ProfilerActivity, profile
+
 
 @dataclass
 class Clock:
@@ -53,3 +55,17 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
         "quartile_low": round(low, 4),
         "quartile_high": round(high, 4),
     }
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the largest sum of live allocations above what was live before, from the profiler's memory events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    if not peak:
+        raise SystemExit("the profiler of this torch reports no memory events")
+    return peak

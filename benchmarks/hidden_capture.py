@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 from _record import RESULTS, append_rows, origin
-from _timing import interleave, ratio
+from _timing import interleave, peak_bytes, ratio
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from potstill.taps import Taps
@@ -77,19 +76,6 @@ def passes(model: nn.Module, inputs: dict[str, Tensor], blocks: str, kind: str) 
         return work
 
     return finish(with_taps), finish(with_output)
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    if not peak:
-        raise SystemExit("the profiler of this torch reports no memory events")
-    return peak
 
 
 def main() -> None:

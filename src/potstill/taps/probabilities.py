@@ -63,8 +63,9 @@ def attention_probs(
     kind = query.device.type
     plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with plain:
-        grouped = query.to(dtype).reshape(B, H_kv, H // H_kv * Q, d)  # heads of a group stand in a row
-        scores = (grouped @ key.to(dtype).transpose(-1, -2)).reshape(B, H, Q, K) * scaling
+        query = query.to(dtype) * scaling  # smaller than the scores, so a pass over those is saved
+        grouped = query.reshape(B, H_kv, H // H_kv * Q, d)  # heads of a group stand in a row
+        scores = (grouped @ key.to(dtype).transpose(-1, -2)).reshape(B, H, Q, K)
     if position_bias is not None:
         _check_fits(position_bias, scores, "position_bias")
         scores = scores + position_bias.to(dtype)
