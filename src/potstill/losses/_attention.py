@@ -40,7 +40,7 @@ class Maps:
                     f"there is no {side} attention map",
                     where=where,
                     expected="a tensor (B, H, Q, K)",
-                    got=None,
+                    got="None",
                     hint="Fused attention (SDPA, flash) returns no map: tap the layer, or compute the map of its "
                     "queries and keys with potstill.taps.attention_probs.",
                 )
