@@ -181,7 +181,7 @@ class _FlooredKL(torch.autograd.Function):
         r = (floor_q - floor_p).div_(floor_p)
         log_ratio = torch.where(r > -0.5, r.log1p(), (floor_q / floor_p).log_())  # 1 + r may round to 0
         terms = r.sub_(log_ratio).mul_(p)
-        rest = q - floor_q.mul_(p / floor_p)  # 0 but where a floor was used: there p r is not q - p
+        rest = q - floor_q * (p / floor_p)  # 0 but where a floor was used: there p r is not q - p
         rows = terms.add_(rest).sum(-1)
         excess = (q - p).sum(-1)
         return rows - excess.masked_fill(excess.abs() <= slack, 0)
