@@ -205,11 +205,10 @@ def run(options: argparse.Namespace) -> None:
     systems, dtype = options.systems.split(","), torch.float64 if options.shuffled else torch.float32
     if set(systems) - set(SYSTEMS):
         raise SystemExit(f"--systems: there are {', '.join(SYSTEMS)}")
-    teachers = [trained_teacher(number, options.teacher_steps).to(dtype) for number in range(TEACHERS)]
-    scores = [accuracy(teacher) for teacher in teachers]
-    print("teachers", *(f"{score:.4f}" for score in scores), flush=True)
+    teachers: dict[int, Recall] = {}
     budget = {"steps": max(marks), "teacher_steps": options.teacher_steps, "dtype": str(dtype).removeprefix("torch.")}
-    for seed in range(options.seeds):
+    first, _, last = options.seeds.partition("-")
+    for seed in range(int(first), int(last or first) + 1):
         done = {tuple(row[k] for k in ("system", "heads", "seed", "order", "dtype")) for row in read_rows(options.out)}
         shuffled = torch.randperm(TEACHER["heads"], generator=torch.Generator().manual_seed(4000 + seed))
         jobs = {
@@ -222,8 +221,10 @@ def run(options: argparse.Namespace) -> None:
         if not jobs:
             continue
         number, started = seed % TEACHERS, time.perf_counter()
+        if number not in teachers:
+            teachers[number] = trained_teacher(number, options.teacher_steps).to(dtype)
         distil(teachers[number], list(jobs.values()), seed, marks)
-        shared = {"teacher": number, "teacher_accuracy": f"{scores[number]:.4f}", **budget, **where}
+        shared = {"teacher": number, "teacher_accuracy": f"{accuracy(teachers[number]):.4f}", **budget, **where}
         rows = [dict(zip(("system", "heads", "seed", "order"), key)) | job.row() | shared for key, job in jobs.items()]
         append_rows(options.out, rows)
         print(f"seed {seed}: {len(rows)} students in {time.perf_counter() - started:.0f} s", flush=True)
@@ -267,7 +268,7 @@ def _difference(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=12, help="students; they share three teachers")
+    parser.add_argument("--seeds", default="0-5", help="of the students, 0-5 or 3; they share three teachers")
     parser.add_argument("--heads", default="2,3", help="of the student, with commas")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="with commas")
     parser.add_argument("--marks", default=",".join(map(str, MARKS)), help="steps after which accuracy is measured")

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-TINY = ["--seeds", 2, "--heads", "3", "--marks", "1,2", "--teacher-steps", 2]
+TINY = ["--seeds", "0-1", "--heads", "3", "--marks", "1,2", "--teacher-steps", 2]
 
 
 def test_runs_are_resumed_and_summed_up_with_paired_differences(script, tmp_path):
