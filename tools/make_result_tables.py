@@ -158,6 +158,8 @@ def mechanism() -> str:
 
 
 def amad_recall() -> str:
+    if not (RESULTS / "amad_recall.csv").is_file():
+        return "Not measured yet."
     rows = read("amad_recall.csv")
     words = {"kd": "KD only", "one_to_one": "`one_to_one_heads`", "head_mean": "`head_mean`",
              "shd": "`squeezing_heads`", "minilm": "`minilm_relation`"}  # fmt: skip
