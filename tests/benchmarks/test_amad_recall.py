@@ -7,6 +7,7 @@ pytest.importorskip("torch")
 TINY = ["--seeds", "0-1", "--heads", "3", "--marks", "1,2", "--teacher-steps", 2]
 
 
+@pytest.mark.slow
 def test_runs_are_resumed_and_summed_up_with_paired_differences(script, tmp_path):
     script("amad_recall", *TINY, "--systems", "kd,one_to_one", out="amad_runs.csv")
     rows = script("amad_recall", *TINY, "--systems", "kd,one_to_one,shd,minilm,amad_mse_0.1", out="amad_runs.csv")
@@ -19,6 +20,7 @@ def test_runs_are_resumed_and_summed_up_with_paired_differences(script, tmp_path
     assert len(summary) == 1 + 5 * 2
 
 
+@pytest.mark.slow
 def test_the_order_of_the_teachers_heads_changes_one_to_one_and_not_amad(script):
     rows = script("amad_recall", *TINY, "--systems", "one_to_one,amad_kl_1", "--shuffled", out="amad_runs.csv")
     losses = {(row["system"], row["seed"], row["order"]): row["map_loss_first"] for row in rows}
