@@ -48,16 +48,20 @@ class Looked:
     """What the last layer of a model did: its maps and what they are made of."""
 
     maps: Tensor  # (B, H, T, T)
-    written: Tensor  # (B, H, T, D): values times the output projection, head by head
     qkv: tuple[Tensor, Tensor, Tensor]  # each (B, T, D), before the split into heads
+    output: Tensor  # (H, D / H, D): the output projection, head by head
+
+    @property
+    def written(self) -> Tensor:
+        """What each head writes for each key, ``(B, H, T, D)``."""
+        return self.qkv[2].unflatten(-1, (len(self.output), -1)).transpose(1, 2) @ self.output
 
     def ordered(self, heads: Tensor | None) -> Looked:
         """Return the same with the heads in another order."""
         if heads is None:
             return self
-        H = self.maps.shape[1]
-        qkv = tuple(x.unflatten(-1, (H, -1))[..., heads, :].flatten(-2) for x in self.qkv)
-        return Looked(self.maps[:, heads], self.written[:, heads], qkv)
+        qkv = tuple(x.unflatten(-1, (len(heads), -1))[..., heads, :].flatten(-2) for x in self.qkv)
+        return Looked(self.maps[:, heads], qkv, self.output[heads])
 
 
 class Attention(nn.Module):
@@ -69,8 +73,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # (B, H, T, d)
         maps = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-        written = v @ self.out.weight.T.unflatten(0, (self.heads, -1))
-        return (maps @ written).sum(1) + self.out.bias, Looked(maps, written, qkv)
+        output = self.out.weight.T.unflatten(0, (self.heads, -1))
+        return self.out((maps @ v).transpose(1, 2).flatten(-2)), Looked(maps, qkv, output)
 
 
 class Block(nn.Module):
@@ -142,7 +146,7 @@ def accuracy(model: Recall) -> float:
 def trained_teacher(number: int, steps: int) -> Recall:
     torch.manual_seed(number)
     model, draws = Recall(**TEACHER), torch.Generator().manual_seed(1000 + number)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     for _ in range(steps):
         keys, values, right = puzzles(BATCH, draws)
         optimizer.zero_grad()
@@ -151,70 +155,79 @@ def trained_teacher(number: int, steps: int) -> Recall:
     return model.requires_grad_(False)
 
 
-def distil(
-    teacher: Recall, system: str, heads: int, seed: int, marks: tuple[int, ...], order: Tensor | None = None
-) -> dict[str, Any]:
-    """Train one student; return its accuracy at each mark, α and the map loss of the first and last step."""
-    torch.manual_seed(2000 + seed)
-    student = Recall(STUDENT_WIDTH, heads).to(next(teacher.parameters()).dtype)
+class Job:
+    """One student that is being distilled by one system."""
+
+    def __init__(self, system: str, heads: int, seed: int, order: Tensor | None, dtype: torch.dtype):
+        self.map_loss, self.order = SYSTEMS[system], order
+        torch.manual_seed(2000 + seed)
+        self.student = Recall(STUDENT_WIDTH, heads).to(dtype)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=RATE, fused=True)
+        self.sums, self.alpha, self.step = [0.0, 0.0], 0.0, 0
+        self.found: dict[str, Any] = {"map_loss_first": "", "map_loss_last": ""}
+
+    def learn(self, keys: Tensor, values: Tensor, target: Tensor, seen: Looked) -> None:
+        self.step += 1
+        guess, looked = self.student(keys, values)
+        loss = kd_kl(guess, target)
+        if self.map_loss is not None:
+            extra = self.map_loss(looked, seen.ordered(self.order))
+            if self.step <= ALPHA_STEPS:
+                self.sums = [self.sums[0] + loss.item(), self.sums[1] + extra.item()]
+                self.alpha = self.sums[0] / self.sums[1]
+            if self.step == 1:
+                self.found["map_loss_first"] = f"{extra.item():.9f}"
+            self.found["map_loss_last"] = f"{extra.item():.6f}"
+            loss = loss + self.alpha * extra
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def row(self) -> dict[str, Any]:
+        return self.found | {"alpha": f"{self.alpha:.4g}"}
+
+
+def distil(teacher: Recall, jobs: list[Job], seed: int, marks: tuple[int, ...]) -> None:
+    """Train the students of one seed side by side: the teacher looks at each puzzle once."""
     draws = torch.Generator().manual_seed(3000 + seed)
-    optimizer = torch.optim.Adam(student.parameters(), lr=RATE)
-    map_loss, sums, alpha, row = SYSTEMS[system], [0.0, 0.0], 0.0, {}
     for step in range(1, max(marks) + 1):
         keys, values, _ = puzzles(BATCH, draws)
         target, seen = teacher(keys, values)
-        guess, looked = student(keys, values)
-        loss = kd_kl(guess, target)
-        if map_loss is not None:
-            extra = map_loss(looked, seen.ordered(order))
-            if step <= ALPHA_STEPS:
-                sums = [sums[0] + loss.item(), sums[1] + extra.item()]
-                alpha = sums[0] / sums[1]
-            row.setdefault("map_loss_first", f"{extra.item():.9f}")
-            row["map_loss_last"] = f"{extra.item():.6f}"
-            loss = loss + alpha * extra
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step in marks:
-            row[f"accuracy_{step}"] = f"{accuracy(student):.4f}"
-    return {"map_loss_first": "", "map_loss_last": "", **row, "alpha": f"{alpha:.4g}"}
+        for job in jobs:
+            job.learn(keys, values, target, seen)
+            if step in marks:
+                job.found[f"accuracy_{step}"] = f"{accuracy(job.student):.4f}"
 
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     where, marks = origin(), tuple(int(mark) for mark in options.marks.split(","))
-    systems = options.systems.split(",")
+    systems, dtype = options.systems.split(","), torch.float64 if options.shuffled else torch.float32
     if set(systems) - set(SYSTEMS):
         raise SystemExit(f"--systems: there are {', '.join(SYSTEMS)}")
-    teachers = [trained_teacher(number, options.teacher_steps) for number in range(TEACHERS)]
-    if options.shuffled:
-        systems = [s for s in systems if s in ("one_to_one", "shd") or s.startswith("amad")]
-        teachers = [teacher.double() for teacher in teachers]
-    scores = [accuracy(teacher) for teacher in teachers]
-    print("teachers", *(f"{score:.4f}" for score in scores), flush=True)
-    orders = ("given", "shuffled") if options.shuffled else ("given",)
-    todo = [
-        (seed, int(heads), system, order)
-        for seed in range(options.seeds)
-        for heads in options.heads.split(",")
-        for system in systems
-        for order in orders
-    ]
-    budget = {"steps": max(marks), "teacher_steps": options.teacher_steps}
-    dtype = "float64" if options.shuffled else "float32"
-    for seed, heads, system, order in todo:
-        key = (system, str(heads), str(seed), order, dtype)
-        if key in {tuple(r[k] for k in ("system", "heads", "seed", "order", "dtype")) for r in read_rows(options.out)}:
+    teachers: dict[int, Recall] = {}
+    budget = {"steps": max(marks), "teacher_steps": options.teacher_steps, "dtype": str(dtype).removeprefix("torch.")}
+    first, _, last = options.seeds.partition("-")
+    for seed in range(int(first), int(last or first) + 1):
+        done = {tuple(row[k] for k in ("system", "heads", "seed", "order", "dtype")) for row in read_rows(options.out)}
+        shuffled = torch.randperm(TEACHER["heads"], generator=torch.Generator().manual_seed(4000 + seed))
+        jobs = {
+            (system, heads, str(seed), order): Job(system, int(heads), seed, moved, dtype)
+            for heads in options.heads.split(",")
+            for system in systems
+            for order, moved in [("given", None), ("shuffled", shuffled)][: 2 if options.shuffled else 1]
+            if (system, heads, str(seed), order, budget["dtype"]) not in done
+        }
+        if not jobs:
             continue
-        started, number = time.perf_counter(), seed % TEACHERS
-        moved = torch.randperm(TEACHER["heads"], generator=torch.Generator().manual_seed(4000 + seed))
-        row = distil(teachers[number], system, heads, seed, marks, moved if order == "shuffled" else None)
-        row = {"system": system, "heads": heads, "seed": seed, "order": order, "dtype": dtype, **row,
-               "teacher": number, "teacher_accuracy": f"{scores[number]:.4f}",
-               "seconds": f"{time.perf_counter() - started:.1f}"}  # fmt: skip
-        append_rows(options.out, [row | budget | where])
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        number, started = seed % TEACHERS, time.perf_counter()
+        if number not in teachers:
+            teachers[number] = trained_teacher(number, options.teacher_steps).to(dtype)
+        distil(teachers[number], list(jobs.values()), seed, marks)
+        shared = {"teacher": number, "teacher_accuracy": f"{accuracy(teachers[number]):.4f}", **budget, **where}
+        rows = [dict(zip(("system", "heads", "seed", "order"), key)) | job.row() | shared for key, job in jobs.items()]
+        append_rows(options.out, rows)
+        print(f"seed {seed}: {len(rows)} students in {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -255,11 +268,11 @@ def _difference(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=12, help="students; they share three teachers")
+    parser.add_argument("--seeds", default="0-5", help="of the students, 0-5 or 3; they share three teachers")
     parser.add_argument("--heads", default="2,3", help="of the student, with commas")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="with commas")
     parser.add_argument("--marks", default=",".join(map(str, MARKS)), help="steps after which accuracy is measured")
-    parser.add_argument("--teacher-steps", type=int, default=1500)
+    parser.add_argument("--teacher-steps", type=int, default=1000)
     parser.add_argument("--shuffled", action="store_true", help="pairs with the teacher's heads in another order")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "amad_recall_runs.csv")

@@ -157,6 +157,46 @@ def mechanism() -> str:
     return table(head, body)
 
 
+def amad_recall() -> str:
+    if not (RESULTS / "amad_recall.csv").is_file():
+        return "Not measured yet."
+    rows = read("amad_recall.csv")
+    words = {"kd": "KD only", "one_to_one": "`one_to_one_heads`", "head_mean": "`head_mean`",
+             "shd": "`squeezing_heads`", "minilm": "`minilm_relation`"}  # fmt: skip
+    words |= {
+        f"amad_{variant}_{tau}": f"`amad_loss`, {variant}, tau {tau}"
+        for variant in ("kl", "mse", "token_kl")
+        for tau in ("1", "0.1")
+    }
+    parts = []
+    for heads in dict.fromkeys(r["heads"] for r in rows):
+        found = [r for r in rows if r["heads"] == heads and r["dtype"] == "float32"]
+        marks = list(dict.fromkeys(r["measure"] for r in found))
+        of = {(r["system"], r["measure"]): r for r in found}
+        body = [
+            [
+                words[system],
+                *(percent(of[system, mark]["mean"], of[system, mark]["ci95"]) for mark in marks),
+                *(_gain(of[system, mark]) for mark in marks[:2]),
+            ]
+            for system in words
+            if (system, marks[0]) in of
+        ]
+        steps = [mark.removeprefix("accuracy_") for mark in marks]
+        head = ["system", *(f"{n} steps" for n in steps), *(f"minus KD only, {n}" for n in steps[:2])]
+        parts.append(f"Student of {heads} heads, {found[0]['seeds']} students:\n\n{table(head, body)}")
+    return "\n\n".join(parts)
+
+
+def _gain(row: dict[str, str]) -> str:
+    """Return the paired difference to plain distillation, bold where its interval excludes 0."""
+    if not row["minus_kd"]:
+        return ""
+    gain, half = 100 * float(row["minus_kd"]), 100 * float(row["minus_kd_ci95"])
+    text = f"{gain:+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(gain) > half else text
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "teacher scores": ("docs/models/coca.md", teacher_scores),
     "blind baselines": ("docs/data/scenes.md", blind_baselines),
@@ -165,6 +205,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "optima in short": ("README.md", optima_in_short),
     "optima on the scenes": ("docs/policies/optima.md", optima_results),
     "reward noise": ("docs/policies/optima.md", reward_noise),
+    "amad recall": ("docs/losses/attention.md", amad_recall),
     "mechanism": ("docs/policies/optima.md", mechanism),
 }
 

@@ -13,21 +13,26 @@ import torch
 
 import potstill.losses
 from potstill.losses import (
+    amad_loss,
     attention_kl,
     attention_transfer,
     cka_loss,
     dist_loss,
     dkd,
     generalized_jsd,
+    head_mean,
     hint_mse,
     kd_kl,
     minilm_relation,
     module_hidden_loss,
+    one_to_one_heads,
     reverse_kl,
+    squeezing_heads,
     tv_distance,
 )
 
 TARGET = torch.tensor([1, 4, 0, 2, 2, 3, 1, 0])
+OF_MAPS = (amad_loss, attention_kl, head_mean, one_to_one_heads, squeezing_heads)
 
 
 @dataclass
@@ -39,9 +44,12 @@ class Case:
     student: tuple[int, ...] = (3, 5)  # without the batch axis
     teacher: tuple[int, ...] = (3, 5)
     mask: tuple[int, ...] = (3,)  # without the batch axis
-    feature_axis: int | None = -1  # the axis the mask lacks; None = every axis behind the batch
+    # The axis the mask lacks, or those in turn; None = every axis behind the batch.
+    feature_axis: int | tuple[int, ...] | None = -1
     loss: Callable | None = None  # the function behind ``call``, if that is a wrapper
     refuses_an_empty_mask: bool = False
+    is_per_sample: bool = False  # "none" gives one value per sample, not one per position
+    counts_empty_samples: bool = False  # in the mean, with 0
     has_kink: bool = False  # the gradient jumps where both models agree
     loses_digits: bool = False  # small values are differences of larger ones
     differentiates_twice: bool = True
@@ -67,7 +75,12 @@ class Case:
 
     def fitted(self, x):
         """Make any numbers fit for the loss."""
-        return x.softmax(-1) if self.loss is attention_kl else x
+        return x.softmax(-1) if self.loss in OF_MAPS else x
+
+    def moved(self, x, factor):
+        """Multiply what fits the loss so that it still does."""
+        x = x * factor
+        return x / x.sum(-1, keepdim=True) if self.loss in OF_MAPS else x
 
     def mask_for(self, B, seed=0):
         return torch.rand(B, *self.mask, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -76,7 +89,24 @@ class Case:
         """Return the mask with the axes of ``x``."""
         if self.feature_axis is None:
             return mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)).expand_as(x)
-        return mask.unsqueeze(self.feature_axis).expand_as(x)
+        for axis in (self.feature_axis,) if isinstance(self.feature_axis, int) else self.feature_axis:
+            mask = mask.unsqueeze(axis)
+        return mask.expand_as(x)
+
+    def whole_rows(self, x):
+        """Options under which rows that rounding has made a little more or less than 1 are made whole first.
+
+        Else the same rows would be refused in float64, which knows no rounding to excuse them.
+        """
+        if not self.takes("key_mask"):
+            return {}
+        return {"key_mask": torch.ones(len(x), x.shape[-1], dtype=torch.bool)}
+
+    def counted(self, mask):
+        """How many values the mean is over."""
+        if self.counts_empty_samples:
+            return len(mask)
+        return int((mask.any(1) if self.is_per_sample else mask).sum().clamp_min(1))
 
 
 def _dkd(s, t, mask=None, **more):
@@ -89,6 +119,30 @@ def _minilm(s, t, mask=None, **more):
 
 def _module_hidden(s, t, mask=None):
     return module_hidden_loss([s, s / 2], [t, t], None, mask)
+
+
+def _of_maps(loss, name=None, student=(2, 3, 4), teacher=(3, 3, 4), **options):
+    """Return a case of a loss that takes a query mask and any numbers of heads, (H, Q, K)."""
+
+    def call(s, t, mask=None, **more):
+        return loss(s, t, query_mask=mask, **options, **more)
+
+    return Case(
+        name or loss.__name__,
+        call,
+        student,
+        teacher,
+        (3,),
+        feature_axis=(1, 3),
+        loss=loss,
+        is_per_sample=True,
+        counts_empty_samples=True,
+    )
+
+
+def _halved(maps):
+    """Stand in for a trained projection: not linear, not below 0, of the same shape."""
+    return (maps - 0.05).relu() / 2 + maps.square()
 
 
 CASES = [
@@ -122,7 +176,15 @@ CASES = [
         loss=attention_transfer,
     ),
     Case("attention_kl", attention_kl, (2, 3, 4), (2, 3, 4), (2, 3), loses_digits=True),
-    Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation),
+    _of_maps(amad_loss, "amad_loss_kl"),
+    _of_maps(amad_loss, "amad_loss_mse", variant="mse", tau=0.5),
+    _of_maps(amad_loss, "amad_loss_token_kl", variant="token_kl", head_reduction="mean"),
+    _of_maps(amad_loss, "amad_loss_projected_kl", variant="projected_kl", projection=_halved),
+    _of_maps(amad_loss, "amad_loss_one_head", student=(1, 3, 4), teacher=(1, 3, 4)),
+    _of_maps(head_mean, student=(2, 3, 4), teacher=(2, 3, 4)),
+    _of_maps(one_to_one_heads, student=(2, 3, 4), teacher=(2, 3, 4)),
+    _of_maps(squeezing_heads),
+    Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation, is_per_sample=True),
     Case("module_hidden_loss", _module_hidden, (3, 4), (3, 4), loss=module_hidden_loss, refuses_an_empty_mask=True),
 ]
 
@@ -130,6 +192,8 @@ CASES = [
 def is_loss(item):
     """A loss compares a student with a teacher where a mask says: those are its arguments."""
     names = list(inspect.signature(item).parameters) if inspect.isfunction(item) else []
+    if names[:2] == ["student_attn", "teacher_attn"]:
+        return "query_mask" in names
     return names[:2] == ["student", "teacher"] and "mask" in names
 
 
@@ -139,7 +203,9 @@ def add_cases(names):
     for name in names:
         loss = getattr(potstill.losses, name)
         if is_loss(loss) and loss not in known:
-            CASES.append(Case(name, loss))
+            CASES.append(
+                _of_maps(loss, name) if "query_mask" in inspect.signature(loss).parameters else Case(name, loss)
+            )
 
 
 add_cases(potstill.losses.__all__)
@@ -165,7 +231,7 @@ def _close(case, B, seed, distance, size=1.0):
     draws = torch.Generator().manual_seed(seed)
     teacher = case.fitted(size * torch.randn(B, *case.teacher, generator=draws, dtype=torch.float64))
     noise = distance * torch.randn(teacher.shape, generator=draws, dtype=torch.float64)
-    return teacher * noise.exp(), teacher
+    return case.moved(teacher, noise.exp()), teacher
 
 
 # How far inputs may be from ordinary: name -> (student, teacher) for B rows and a seed, before rounding.
@@ -189,6 +255,7 @@ class Errors:
 
 def errors(case, student, teacher, mask=None, **options):
     """Measure a loss on inputs that are rounded already: the rounding of inputs is not the loss's fault."""
+    options |= case.whole_rows(student)
     value, grad = value_and_gradient(case, student, teacher, mask, **options)
     exact, exact_grad = value_and_gradient(case, student.double(), teacher.double(), mask, **options)
     assert torch.isfinite(exact), "the case is no fair one: not even float64 gives a number"

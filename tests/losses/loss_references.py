@@ -121,3 +121,57 @@ def gradient(function, student):
     value = function(leaf)
     (grad,) = torch.autograd.grad(value, leaf)
     return value.detach(), grad
+
+
+def floored_kl(p, q, eps=1e-12):
+    return sum(a * (a.clamp_min(eps).log() - b.clamp_min(eps).log()) for a, b in zip(p, q) if a > 0)
+
+
+def masked_maps(maps, query_mask, key_mask):
+    """One sample, ``(H, Q, K)``: zero what does not count, then divide rows by their sums if keys are masked."""
+    if query_mask is not None:
+        maps = torch.where(query_mask[None, :, None], maps, 0)
+    if key_mask is not None:
+        maps = torch.where(key_mask, maps, 0)
+        rows = [[row / row.sum() if row.sum() > 0 else row for row in head] for head in maps]
+        maps = torch.stack([torch.stack(head) for head in rows])
+    return maps
+
+
+def cosine(a, b):
+    size = a.norm() * b.norm()
+    return (a * b).sum() / size if size > 0 else 0 * (a * b).sum()
+
+
+def amad_sample(student, teacher, query_mask=None, key_mask=None, variant="kl", tau=1.0, head_reduction="sum"):
+    """AMAD of one sample from its maps ``(H, Q, K)``, steps 0 to 6 one after the other."""
+    student, teacher = (masked_maps(x.double(), query_mask, key_mask) for x in (student, teacher))
+    Q = student.shape[1]
+    counted = [q for q in range(Q) if query_mask is None or query_mask[q]]
+
+    def weights(t, heads):
+        return torch.softmax(torch.stack([cosine(t, s) for s in heads]) / tau, 0)
+
+    values = []
+    for t in teacher:
+        if variant == "token_kl":
+            value = student.sum() * 0
+            for q in counted:
+                a = weights(t[q], student[:, q])
+                value = value + floored_kl(t[q], sum(w * s[q] for w, s in zip(a, student)))
+        elif variant == "mse":
+            a = weights(t, student)
+            unit = [x / x.norm() if x.norm() > 0 else x for x in (t, *student)]
+            value = (unit[0] - sum(w * s for w, s in zip(a, unit[1:]))).square().sum()
+        else:
+            a = weights(t, student)
+            mixture = sum(w * s for w, s in zip(a, student))
+            value = sum((floored_kl(t[q], mixture[q]) for q in counted), student.sum() * 0) / max(1, len(counted))
+        values.append(value)
+    return sum(values) / (len(values) if head_reduction == "mean" else 1)
+
+
+def amad(student, teacher, query_mask=None, key_mask=None, **options):
+    masks = [[None] * len(student) if mask is None else mask for mask in (query_mask, key_mask)]
+    samples = [amad_sample(*parts, **options) for parts in zip(student, teacher, *masks)]
+    return sum(samples) / len(samples)

@@ -3,6 +3,8 @@
 Shared conventions (``docs/losses/baselines.md`` tells them at length):
 
 - ``loss(student, teacher, *, ..., mask=None, reduction="mean")``; the teacher is detached by every function.
+- Losses on attention maps (``docs/losses/attention.md``): ``loss(student_attn, teacher_attn, *, query_mask=None,
+  key_mask=None, ...)``.
 - ``mask`` is bool, True = the position counts. What stands at a masked position (NaN, Inf) reaches neither the value
   nor the gradient. Nothing left to count gives 0 with a graph.
 - Statistics are float32, or float64 if an input is; autocast is switched off around matrix products.

@@ -40,7 +40,7 @@ class Maps:
                     f"there is no {side} attention map",
                     where=where,
                     expected="a tensor (B, H, Q, K)",
-                    got=None,
+                    got="None",
                     hint="Fused attention (SDPA, flash) returns no map: tap the layer, or compute the map of its "
                     "queries and keys with potstill.taps.attention_probs.",
                 )
@@ -177,11 +177,12 @@ class _FlooredKL(torch.autograd.Function):
 
     @staticmethod
     def forward(p: Tensor, q: Tensor, eps: float, slack: float) -> Tensor:
-        floored_p, floored_q = p.clamp_min(eps), q.clamp_min(eps)
-        r = (floored_q - floored_p).div_(floored_p)
-        log_ratio = torch.where(r > -0.5, r.log1p(), (floored_q / floored_p).log())  # 1 + r is 0 for q far below p
-        rest = q - floored_q * (p / floored_p)  # 0 but where p or q is below eps
-        rows = (r - log_ratio).mul_(p).add_(rest).sum(-1)
+        floor_p, floor_q = p.clamp_min(eps), q.clamp_min(eps)
+        r = (floor_q - floor_p).div_(floor_p)
+        log_ratio = torch.where(r > -0.5, r.log1p(), (floor_q / floor_p).log_())  # 1 + r may round to 0
+        terms = r.sub_(log_ratio).mul_(p)
+        rest = q - floor_q * (p / floor_p)  # 0 but where a floor was used: there p r is not q - p
+        rows = terms.add_(rest).sum(-1)
         excess = (q - p).sum(-1)
         return rows - excess.masked_fill(excess.abs() <= slack, 0)
 

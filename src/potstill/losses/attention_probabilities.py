@@ -19,8 +19,8 @@ def attention_kl(
     """Ask that each student head attends where the same teacher head attends, by KL(teacher || student).
 
     With ``minilm_relation`` on the values this is MiniLM v1. Needs the probabilities themselves, before dropout, and as
-    many heads in both models; where head counts differ, or maps cannot be had, use ``minilm_relation`` on queries, keys
-    and values instead.
+    many heads in both models; where head counts differ use ``amad_loss``, and where maps cannot be had
+    ``minilm_relation`` on queries, keys and values.
 
     Args:
         student: Student attention probabilities, ``(B, H, Q, K)``, rows sum to 1, keys out of reach have 0.
@@ -53,7 +53,7 @@ def attention_kl(
             where="attention_kl",
             expected="student and teacher (B, H, Q, K)",
             got=f"student {list(student.shape)}, teacher {list(teacher.shape)}",
-            hint="Unequal numbers of heads need a head alignment, or minilm_relation, which does without.",
+            hint="Unequal numbers of heads need amad_loss, or minilm_relation, which does without maps.",
         )
     B, H, Q, _ = student.shape
     if mask is not None and mask.shape == (B, Q):
