@@ -1,8 +1,9 @@
 """One tapped attention map of eight layers against plain SDPA and against eager attention that returns all maps.
 
 A step is a forward and a backward pass of a BERT of transformers, 8 layers, with random weights; tapped and eager, the
-loss holds some rows of the map of the last layer too. Goals: at most 1.15 times the time of plain SDPA, at most 0.7 times that of
-eager, and at 1,024 tokens at most 0.75 times its peak memory. ``teacher`` rows are forward passes without a gradient.
+loss holds some rows of the map of the last layer too. Goals: at most 1.15 times the time of plain SDPA and at most 0.7
+times that of eager; at 1,024 tokens at most 0.75 times its peak memory. ``teacher`` rows are forward passes without a
+gradient.
 
     OMP_NUM_THREADS=1 python benchmarks/attention_capture.py
 
