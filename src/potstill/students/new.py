@@ -20,6 +20,7 @@ def build_new_student(
     *,
     family: str = "coca",
     fields: Mapping[str, Any] | None = None,
+    text_model: str | None = None,
     data_fields: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, StudentRecord]:
@@ -29,6 +30,8 @@ def build_new_student(
         teacher: Not used: nothing is copied.
         family: "coca", "vl_t5", or a ``model_type`` of transformers.
         fields: Fields of its configuration.
+        text_model: For "vl_t5": folder or hub name of a T5 ("t5-base") that its text part starts from; ``fields`` are
+            then those of the visual part. Its tokenizer goes with it: data: {tokenizer: t5-base}.
         data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in.
         seed: Seed of the start; the global generator is left as it was.
 
@@ -48,6 +51,8 @@ def build_new_student(
     for key, value in data_fields.items():
         if fields.get(key, value) != value:
             raise RecipeError("the data says otherwise", where=f"fields.{key}", expected=repr(value), got=fields[key])
+    if text_model is not None:
+        return _from_t5(family, text_model, fields, data_fields, seed)
     if family == "coca":
         from potstill.models.coca import CocaConfig, CocaModel
 
@@ -82,4 +87,24 @@ def build_new_student(
         parameters=count_parameters(student),
         teacher_parameters=None,
         fresh=list(student.state_dict()),
+    )
+
+
+def _from_t5(
+    family: str, text_model: str, fields: dict[str, Any], data_fields: dict[str, Any], seed: int
+) -> tuple[nn.Module, StudentRecord]:
+    from potstill.models.vl_t5 import from_t5
+
+    if family != "vl_t5":
+        raise RecipeError("only a VL-T5 has a text part to start from", where="text_model", expected='family: "vl_t5"')
+    student = from_t5(text_model, seed=seed, **{**fields, **data_fields}).train()
+    return student, StudentRecord(
+        builder="new",
+        arguments={"family": family, "fields": fields, "text_model": text_model, "seed": seed},
+        student_class=type(student).__name__,
+        teacher_class=None,
+        parameters=count_parameters(student),
+        teacher_parameters=None,
+        copied=[name for name in student.state_dict() if not name.startswith("visual.")],
+        fresh=[name for name in student.state_dict() if name.startswith("visual.")],
     )
