@@ -31,6 +31,7 @@ def build_scenes(
     directions: Sequence[str] | None = None,
     masks: bool = False,
     phrases: bool = False,
+    places: bool = False,
     max_tokens: int = 40,
     size: int | None = None,
     seed: int = 0,
@@ -66,13 +67,14 @@ def build_scenes(
         "kinds": kinds,
         "masks": masks,
         "phrases": phrases,
+        "places": places,
     }
     spoken = {"languages": languages, "directions": directions}
 
     def make(split: str, length: int | None) -> SceneDataset:
         if split == "train":
             return SceneDataset("train", tasks, length or size, vendors=vendors, **spoken, **common)
-        asked: dict[str, Any] = dict(common, masks=False, phrases=False, seed=EVALUATION_SEED)
+        asked: dict[str, Any] = dict(common, masks=False, phrases=False, places=False, seed=EVALUATION_SEED)
         if split in ("heldout_language", "heldout_directions"):
             asked["kinds"] = None
             only = "caption" if split == "heldout_language" else "translation"

@@ -93,3 +93,21 @@ def test_kinds_that_are_unknown_or_leave_a_task_empty_are_refused(tasks, kinds, 
     with pytest.raises(InputError, match=said) as caught:
         SceneDataset("train", tasks, kinds=kinds)
     assert caught.value.where == "kinds"
+
+
+def test_places_in_questions_point_at_themselves():
+    given = {"kinds": ("what", "colour", "where"), "phrases": True}
+    plain, more = SceneDataset("train", ("vqa",), **given), SceneDataset("train", ("vqa",), places=True, **given)
+    seen = set()
+    for without, sample in zip(plain.__getitems__(range(60)), more.__getitems__(range(60))):
+        assert sample["text"] == without["text"]
+        assert [row for row in sample["phrases"] if row not in without["phrases"]] == (
+            [] if sample["kind"] == "where" else [(len(sample["text"]) - 1, sample["phrases"][-1][1])]
+        )
+        if sample["kind"] != "where":
+            cell = ("top left", "top right", "bottom left", "bottom right").index(
+                " ".join(sample["text"][:-1].split()[-2:])
+            )
+            assert sample["phrases"][-1][1] == 1 << cell
+        seen.add(sample["kind"])
+    assert seen == {"what", "colour", "where"}
