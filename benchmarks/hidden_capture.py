@@ -1,4 +1,4 @@
-"""HiddenTaps on the layers that are tapped against ``output_hidden_states=True``. Goal: time and peak memory at most 1.
+"""Taps on the layers that are tapped against ``output_hidden_states=True``. Goal: time and peak memory at most 1.
 
 On a BERT and a ViT of transformers, 12 layers, with random weights; four layers are tapped, as for a student of four
 layers. Two kinds of pass: ``teacher`` (no gradient) and ``student`` (with the backward pass of a loss on the captured
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from potstill.taps import HiddenTaps
+from potstill.taps import Taps
 
 TAPPED = (3, 6, 9, 12)  # counted from 1, as in hidden_states
 LAYERS = 12
@@ -53,7 +53,7 @@ def vit(width: int, rows: int) -> tuple[nn.Module, dict[str, Tensor], str]:
 
 def passes(model: nn.Module, inputs: dict[str, Tensor], blocks: str, kind: str) -> tuple[Callable, Callable]:
     """Return the pass with taps and the pass with ``output_hidden_states``; both return the same captured states."""
-    taps = HiddenTaps(model, [f"{blocks}.{n - 1}" for n in TAPPED])
+    taps = Taps(model, [f"{blocks}.{n - 1}" for n in TAPPED])
 
     def with_taps() -> list[Tensor]:
         taps.open()

@@ -44,10 +44,10 @@ def _run() -> None:
         app()  # prints usage errors itself and exits: 2, or 130 on Ctrl-C
     except SystemExit as stop:
         if stop.code == 130:
-            print("\npotstill: interrupted", file=sys.stderr)
+            _say_interrupted()
         raise
     except KeyboardInterrupt:  # while the commands were loaded
-        print("\npotstill: interrupted", file=sys.stderr)
+        _say_interrupted()
         sys.exit(130)
     except PotstillError as error:
         _tell(error)
@@ -60,6 +60,11 @@ def _run() -> None:
         sys.exit(told.exit_code)
     except Exception as error:
         _say_our_fault(error)
+
+
+def _say_interrupted() -> None:
+    if not process_rank():  # a launcher ends the others when the first has failed, and that one has told why
+        print("\npotstill: interrupted", file=sys.stderr)
 
 
 def _say_our_fault(error: Exception) -> NoReturn:

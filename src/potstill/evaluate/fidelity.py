@@ -22,7 +22,7 @@ from potstill.evaluate.batches import (
     to_device,
 )
 from potstill.evaluate.metrics import aligned, output_name
-from potstill.taps import HiddenTaps, lookup, observe
+from potstill.taps import Taps, lookup, observe
 from potstill.taps.inputs import model_inputs
 
 BINS = 15
@@ -152,15 +152,15 @@ def cka_table(
     models = [(student, [s for _, s, _ in pairs]), (teacher, [t for _, _, t in pairs])]
     pooled: list[dict[str, list[torch.Tensor]]] = [{}, {}]
     with (
-        HiddenTaps(student, dict.fromkeys(models[0][1]), where="student taps") as taps_s,
-        HiddenTaps(teacher, dict.fromkeys(models[1][1]), where="teacher taps") as taps_t,
+        Taps(student, dict.fromkeys(models[0][1]), where="student taps") as taps_s,
+        Taps(teacher, dict.fromkeys(models[1][1]), where="teacher taps") as taps_t,
         measuring(student, teacher),
     ):
         for batch in batches:
             batch = to_device(batch, device)
             for (model, paths), taps, store in zip(models, (taps_s, taps_t), pooled):
                 signal = observe(model, model_inputs(model, inputs)(batch), taps, (), dict.fromkeys(paths))
-                for path, hidden in signal.hidden.items():
+                for path, hidden in signal.tapped.items():
                     store.setdefault(path, []).append(pool(hidden, batch.get("attention_mask")))
         table = []
         for module, path_s, path_t in pairs:

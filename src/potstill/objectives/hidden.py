@@ -56,7 +56,7 @@ class HiddenObjective(Objective):
         """Return the projectors, one per pair whose widths differ; None if there is none."""
         part = nn.ModuleDict()
         for i, (s, t) in enumerate(self.pairs):
-            shape_s, shape_t = student.hidden[s].shape, teacher.hidden[t].shape
+            shape_s, shape_t = student.tapped[s].shape, teacher.tapped[t].shape
             if shape_s[:-1] != shape_t[:-1]:
                 raise RecipeError(
                     f'"{s}" of the student and "{t}" of the teacher see different positions',
@@ -84,13 +84,13 @@ class HiddenObjective(Objective):
         """Sum over positions of the mean over pairs and channels."""
         mask = self.where.mask_of(seen.batch)
         student = [
-            part[str(i)](seen.student.hidden[s]) if part is not None and str(i) in part else seen.student.hidden[s]
+            part[str(i)](seen.student.tapped[s]) if part is not None and str(i) in part else seen.student.tapped[s]
             for i, (s, _) in enumerate(self.pairs)
         ]
         if mask is not None and not mask.any():
             # Through the projectors too: the other ranks have tokens, and DDP waits for every parameter's gradient.
             return sum(h.float().sum() * 0.0 for h in student)
-        teacher = [seen.teacher.hidden[t] for _, t in self.pairs]
+        teacher = [seen.teacher.tapped[t] for _, t in self.pairs]
         return module_hidden_loss(student, teacher, None, mask) * self.where.count(seen.batch)
 
 
@@ -123,7 +123,7 @@ class ReadoutObjective(Objective):
 
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module:
         """Return the linear read-out."""
-        self._tokens, width = student.hidden[self.tap].shape[-2:]
+        self._tokens, width = student.tapped[self.tap].shape[-2:]
         return nn.Linear(width, self.classes)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -132,7 +132,7 @@ class ReadoutObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
-        states, cells = seen.student.hidden[self.tap], self._cells(seen.batch)
+        states, cells = seen.student.tapped[self.tap], self._cells(seen.batch)
         if seen.batch[self.labels].ndim == 2:
             states = states[:, : cells.shape[1]]
         logits = part(states).float()

@@ -28,7 +28,7 @@ LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention"
 _SPECIAL_OPTIONS = {
     "cross_entropy": ("label_smoothing",),
     "readout": ("classes", "rows"),
-    "supervised_attention": ("grid", "heads", "supervised"),
+    "supervised_attention": ("grid", "first", "supervised"),
 }
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
 

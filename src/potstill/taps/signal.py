@@ -1,4 +1,4 @@
-"""What one forward pass of a model showed: its outputs by name and its tapped hidden states by path."""
+"""What one forward pass of a model showed: its outputs by name and its tapped tensors by path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from potstill.errors import InputError, suggest
-from potstill.taps.hidden import HiddenTaps
+from potstill.taps.taps import Taps
 
 
 def lookup(outputs: Any, path: str) -> torch.Tensor:
@@ -27,28 +27,28 @@ def lookup(outputs: Any, path: str) -> torch.Tensor:
 
 @dataclass
 class Signal:
-    """Outputs and hidden states of one forward pass over one batch.
+    """Outputs and tapped tensors of one forward pass over one batch.
 
     Attributes:
         outputs: Dotted output name -> tensor.
-        hidden: Tap -> tensor, usually ``[B, T, D]``.
+        tapped: Tap -> tensor: hidden states, usually ``[B, T, D]``.
     """
 
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+    tapped: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Signal:
         """Return a copy on another device."""
         return Signal(
-            {k: v.to(device) for k, v in self.outputs.items()}, {k: v.to(device) for k, v in self.hidden.items()}
+            {k: v.to(device) for k, v in self.outputs.items()}, {k: v.to(device) for k, v in self.tapped.items()}
         )
 
 
 def observe(
-    model: nn.Module, inputs: Mapping[str, Any], taps: HiddenTaps, outputs: Iterable[str], hidden: Iterable[str]
+    model: nn.Module, inputs: Mapping[str, Any], taps: Taps, outputs: Iterable[str], tapped: Iterable[str]
 ) -> Signal:
-    """Run ``model(**inputs)`` once and return the named outputs and the hidden states of the named taps."""
-    taps.open(hidden)
+    """Run ``model(**inputs)`` once and return the named outputs and what the named taps saw."""
+    taps.open(tapped)
     try:
         result = model(**inputs)
         seen = taps.close()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from potstill.errors import InputError
-from potstill.taps import HiddenTaps, Signal, observe
+from potstill.taps import Signal, Taps, observe
 
 
 class LiveTeacher:
@@ -22,7 +22,7 @@ class LiveTeacher:
     Args:
         model: The teacher. Its parameters are frozen in place.
         outputs: Names of outputs to return, dotted (``task_logits.vqa``).
-        taps: Modules whose hidden states to return.
+        taps: What to look at inside, see ``Tap``.
         inputs: Batch keys the model takes; ``None`` = those its ``forward`` names.
     """
 
@@ -38,7 +38,7 @@ class LiveTeacher:
 
         self.model = model.requires_grad_(False).eval()
         self.outputs = list(outputs)
-        self._taps = HiddenTaps(model, taps, where="teacher taps")
+        self._taps = Taps(model, taps, where="teacher taps")
         self._inputs = model_inputs(model, inputs)
 
     @property
@@ -52,19 +52,17 @@ class LiveTeacher:
         return self
 
     @torch.no_grad()
-    def signal(self, batch: Mapping[str, Any], hidden: Iterable[str] | None = None) -> Signal:
+    def signal(self, batch: Mapping[str, Any], taps: Iterable[str] | None = None) -> Signal:
         """Run the model on one batch.
 
         Args:
             batch: The batch; keys the model does not take are left out.
-            hidden: Taps wanted this time; ``None`` = all.
+            taps: Taps wanted this time; ``None`` = all.
         """
         # eval() walks all modules and sets each, every step; looking is enough, and somebody may have called train().
         if any(module.training for module in self.model.modules()):
             self.model.eval()
-        return observe(
-            self.model, self._inputs(batch), self._taps, self.outputs, self.taps if hidden is None else hidden
-        )
+        return observe(self.model, self._inputs(batch), self._taps, self.outputs, self.taps if taps is None else taps)
 
     def refuse_sharing(self, student: nn.Module) -> None:
         """Raise if teacher and student share a parameter: freezing one would freeze the other."""

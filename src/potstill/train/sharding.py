@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
 from potstill.errors import InputError
-from potstill.taps.hidden import expand_paths
+from potstill.taps.taps import expand_paths
 from potstill.train.module import DistillModule
 
 

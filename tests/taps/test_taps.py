@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from potstill.errors import InputError, RecipeError
-from potstill.taps import HiddenTaps, Signal
+from potstill.taps import Signal, Taps
 from potstill.taps.signal import lookup, observe
 
 
@@ -31,7 +31,7 @@ X = torch.arange(6.0).view(2, 3)
 
 
 def seen(net, paths, x=X):
-    with HiddenTaps(net, paths) as taps:
+    with Taps(net, paths) as taps:
         taps.open()
         net(x)
         return taps.close()
@@ -53,7 +53,7 @@ def test_a_pattern_stands_for_all_it_matches_in_the_models_order():
 @pytest.mark.parametrize("path", ["block.0", "blocks.2", "blocs.*"])
 def test_a_tap_that_matches_nothing_names_the_nearest_path(path):
     with pytest.raises(RecipeError, match="no such module") as error:
-        HiddenTaps(Net(), [path], where="objectives[0].tap")
+        Taps(Net(), [path], where="objectives[0].tap")
     assert error.value.where == "objectives[0].tap"
     assert 'Did you mean "blocks' in error.value.hint
 
@@ -61,7 +61,7 @@ def test_a_tap_that_matches_nothing_names_the_nearest_path(path):
 @pytest.mark.parametrize("text", ["blocks.0@middle", "blocks.0@output[x]"])
 def test_a_tap_that_cannot_be_read_shows_the_forms(text):
     with pytest.raises(RecipeError, match="cannot read the tap"):
-        HiddenTaps(Net(), [text])
+        Taps(Net(), [text])
 
 
 def test_a_module_that_did_not_run_is_named():
@@ -83,7 +83,7 @@ def test_only_the_first_call_in_a_pass_is_kept():
 
 def test_hooks_are_gone_after_removal_and_nothing_is_kept_while_closed():
     net = Net()
-    taps = HiddenTaps(net, ["blocks.*"])
+    taps = Taps(net, ["blocks.*"])
     net(X)
     assert taps.close() == {}
     taps.remove()
@@ -92,7 +92,7 @@ def test_hooks_are_gone_after_removal_and_nothing_is_kept_while_closed():
 
 def test_a_failing_pass_leaves_nothing_behind():
     net = Net()
-    with HiddenTaps(net, ["blocks.0"]) as taps:
+    with Taps(net, ["blocks.0"]) as taps:
         with pytest.raises(RuntimeError):
             observe(net, {"x": torch.ones(2, 5)}, taps, [], ["blocks.0"])
         net(X)
@@ -127,7 +127,7 @@ def test_outputs_are_found_by_dotted_name_and_a_missing_one_says_what_is_there()
 
 def test_one_pass_gives_outputs_and_states():
     net = Net()
-    with HiddenTaps(net, ["blocks.*"]) as taps:
+    with Taps(net, ["blocks.*"]) as taps:
         signal = observe(net, {"x": X}, taps, ["logits"], ["blocks.1"])
     assert isinstance(signal, Signal)
-    assert (list(signal.outputs), list(signal.hidden)) == (["logits"], ["blocks.1"])
+    assert (list(signal.outputs), list(signal.tapped)) == (["logits"], ["blocks.1"])
