@@ -89,6 +89,16 @@ def _vit():
     return ViTForImageClassification(ViTConfig(**IMAGE)), {"pixel_values": PIXELS}
 
 
+def _vilt():
+    from transformers import ViltConfig, ViltModel
+
+    return ViltModel(ViltConfig(**TEXT, **{k: v for k, v in IMAGE.items() if k not in SIZES})), {
+        "input_ids": IDS,
+        "attention_mask": MASK,
+        "pixel_values": PIXELS,
+    }
+
+
 def _llama_like(name):
     import transformers
 
@@ -120,6 +130,7 @@ _MAKERS = {
     "bert": lambda: _bert("BertModel"),
     "bert-mlm": lambda: _bert("BertForMaskedLM"),
     "vit": _vit,
+    "vilt": _vilt,
     "llama": lambda: _llama_like("LlamaForCausalLM"),
     "qwen3": lambda: _llama_like("Qwen3ForCausalLM"),
 }

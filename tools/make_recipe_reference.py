@@ -194,7 +194,7 @@ def option_tables() -> list[str]:
     lines += [
         "| `cross_entropy` | `label_smoothing: 0.0` |",
         "| `readout` | `classes` (needed), `rows: null` |",
-        "| `supervised_attention` | `grid`, `heads` (needed), `supervised: 1` |",
+        "| `supervised_attention` | `grid` (needed), `first: 0`, `supervised: 1` |",
         "| `hidden`, `model_loss` | none |",
         "",
     ]

@@ -28,11 +28,11 @@ from typing import Any
 from potstill._version import __version__
 
 _HOME = {
+    "AttentionTap": "potstill.taps",
     "DistillModule": "potstill.train",
     "DistillationArguments": "potstill.train",
     "DistillationTrainer": "potstill.train",
     "HiddenObjective": "potstill.objectives",
-    "Taps": "potstill.taps",
     "LabelObjective": "potstill.objectives",
     "LiveTeacher": "potstill.teachers",
     "OutputObjective": "potstill.objectives",
@@ -40,6 +40,7 @@ _HOME = {
     "Recipe": "potstill.recipe",
     "Run": "potstill.run",
     "Signal": "potstill.taps",
+    "Taps": "potstill.taps",
     "Where": "potstill.objectives",
     "build_report": "potstill.report",
     "distill": "potstill.run",

@@ -1,5 +1,6 @@
-"""What CoCa assumes of transformers' attention registry and caches; a release that breaks one breaks us silently."""
+"""What CoCa and taps assume of transformers' attention registry; a release that breaks it breaks us silently."""
 
+import copy
 import inspect
 import re
 from pathlib import Path
@@ -13,7 +14,11 @@ import potstill
 from potstill.models.coca_layers import CocaAttention, eager_attention
 
 # Everything of the registry that our code uses; the tests below hold one contract for each.
-USED = {("models/coca_layers.py", "ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_")}
+USED = {
+    ("models/coca_layers.py", "ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_"),
+    ("taps/attention.py", "ALL_ATTENTION_FUNCTIONS.get_interface(name, None)("),
+    ("taps/attention.py", "AttentionInterface.register(IMPLEMENTATION, _attend)"),
+}
 REGISTRY = re.compile(
     r"(?:ALL_\w*ATTENTION_FUNCTIONS|Attention(?:Mask)?Interface|masking_utils|set_attn_\w+)\b[.(].{0,60}"
 )
@@ -37,7 +42,9 @@ def test_every_use_of_the_registry_is_listed_here():
         for path in folder.rglob("*.py")
         for text in REGISTRY.findall(path.read_text(encoding="utf-8"))
     }
-    assert {(path, text[: len(next(iter(USED))[1])]) for path, text in found} == USED
+    assert len(found) == len(USED)
+    for path, text in found:
+        assert any(path == place and text.startswith(start) for place, start in USED), (path, text)
 
 
 def test_the_look_up_takes_a_name_and_a_default():
@@ -116,3 +123,29 @@ def test_a_cache_appends_to_self_attention_and_keeps_cross_attention_by_layer():
     layer = cache.cross_attention_cache.layers[0]
     assert torch.equal(layer.keys, states)
     assert torch.equal(layer.values, 2 * states)
+
+
+def test_a_configuration_keeps_its_attention_in_the_field_that_taps_set(tiny):
+    """Set by the setter it would reach the configurations inside, too."""
+    config = copy.copy(tiny("clip")[0].text_model.config)
+    before = config._attn_implementation
+    config._attn_implementation_internal = "potstill_contract"
+    assert config._attn_implementation == "potstill_contract"
+    assert tiny("clip")[0].text_model.config._attn_implementation == before
+
+
+def test_an_attention_module_looks_its_configuration_up_at_every_call(tiny, monkeypatch):
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+    calls = []
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    AttentionInterface.register("potstill_contract", lambda *args, **kw: (calls.append(1), sdpa(*args, **kw))[1])
+    for family in ("bert", "vit", "llama", "t5", "clip", "coca"):
+        model, inputs = tiny(family)
+        module = next(m for m in model.modules() if hasattr(m, "is_causal") and hasattr(m, "config"))
+        config = copy.copy(module.config)
+        config._attn_implementation_internal = "potstill_contract"
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(module, "config", config)
+            calls.clear()
+            model(**inputs)
+        assert len(calls) == 1, family

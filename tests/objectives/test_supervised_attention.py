@@ -8,16 +8,18 @@ from potstill.errors import PotstillError, RecipeError
 from potstill.models.coca import CocaModel
 from potstill.models.coca_config import CocaConfig
 from potstill.objectives import ReadoutObjective, Seen, SupervisedAttentionObjective
-from potstill.taps import Signal
+from potstill.taps import Signal, attention_probs
 from potstill.train import DistillModule
 
 
 def seen(query, key, labels):
-    return Seen({"places": labels}, Signal({}, {"a.q_proj": query, "a.k_proj": key}))
+    """Two heads of four channels."""
+    query, key = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (query, key))
+    return Seen({"places": labels}, Signal({}, {"a@attention": attention_probs(query, key, 0.5)}))
 
 
 def objective(**options):
-    return SupervisedAttentionObjective("look", "a", "places", **{"grid": 4, "heads": 2, **options})
+    return SupervisedAttentionObjective("look", "a", "places", **{"grid": 4, **options})
 
 
 def test_even_attention_costs_the_log_of_how_many_times_more_there_is():
@@ -45,18 +47,6 @@ def test_it_equals_the_softmax_written_out():
     assert objective(supervised=2).total(seen(query, key, labels), None) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_keys_before_the_grid_are_passed_over_and_the_children_can_have_other_names():
-    torch.manual_seed(0)
-    query, key, labels = torch.randn(2, 3, 8), torch.randn(2, 17, 8), torch.tensor([[5, -100, 2], [0, 12, 9]])
-    plain = objective().total(seen(query, key[:, 1:], labels), None)
-    other = objective(skip=1, query="query", key="key")
-    assert other.student_taps == ("a.query", "a.key")
-    shown = Seen({"places": labels}, Signal({}, {"a.query": query, "a.key": key}))
-    torch.testing.assert_close(other.total(shown, None), plain)
-    with pytest.raises(RecipeError, match="fewer keys"):
-        objective(skip=2).total(seen(query, key, labels), None)
-
-
 def test_only_the_supervised_heads_get_a_gradient():
     query, key = torch.randn(1, 2, 8, requires_grad=True), torch.randn(1, 16, 8)
     objective(supervised=1).total(seen(query, key, torch.tensor([[1, 2]])), None).backward()
@@ -72,18 +62,28 @@ def test_without_a_place_to_look_at_the_loss_is_zero_and_finite():
     assert torch.isfinite(query.grad).all()
 
 
-@pytest.mark.parametrize(("options", "field"), [({"grid": 5}, "grid"), ({"supervised": 3}, "supervised")])
+def test_the_grid_may_stand_behind_other_keys_and_labels_may_be_fewer_than_queries():
+    torch.manual_seed(0)
+    query, key, labels = torch.randn(2, 5, 8), torch.randn(2, 16, 8), torch.tensor([[5, -100, 2], [0, 12, 9]])
+    expected = objective().total(seen(query, key, labels), None)
+    for first in (3, -16):
+        longer = torch.cat([torch.randn(2, 3, 8), key], 1)
+        found = objective(first=first).total(seen(query, longer, labels), None)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("options", "field"), [({"grid": 5}, "grid"), ({"supervised": 0}, "supervised")])
 def test_options_that_do_not_fit_are_refused(options, field):
     with pytest.raises(RecipeError) as caught:
         objective(**options)
     assert caught.value.where == f"look.{field}"
 
 
-def test_a_grid_larger_than_the_picture_and_heads_that_do_not_divide_are_refused():
+def test_a_grid_larger_than_the_picture_and_heads_that_do_not_exist_are_refused():
     with pytest.raises(PotstillError, match="fewer keys"):
         objective().total(seen(torch.zeros(1, 1, 8), torch.zeros(1, 9, 8), torch.tensor([[1]])), None)
-    with pytest.raises(PotstillError, match="does not divide"):
-        objective(heads=3).total(seen(torch.zeros(1, 1, 8), torch.zeros(1, 16, 8), torch.tensor([[1]])), None)
+    with pytest.raises(PotstillError, match="no such heads"):
+        objective(supervised=3).total(seen(torch.zeros(1, 1, 8), torch.zeros(1, 16, 8), torch.tensor([[1]])), None)
 
 
 def test_a_coca_learns_to_look_where_it_is_told():
@@ -94,7 +94,7 @@ def test_a_coca_learns_to_look_where_it_is_told():
         task_labels={},
     )  # fmt: skip
     look = SupervisedAttentionObjective(
-        "look", "multimodal_decoder.blocks.0.cross_attn", "places", grid=4, heads=2, supervised=2
+        "look", "multimodal_decoder.blocks.0.cross_attn", "places", grid=4, supervised=2
     )
     batch = {
         "pixel_values": torch.randn(8, 3, 32, 32),

@@ -30,7 +30,7 @@ TEACH = (
     ),
     *("stages[0].objectives[0].classes=12", "stages[0].objectives[1].classes=12"),
     *(f"stages[{i}].train.{field}" for i in range(3) for field in ("steps=3", "warmup_steps=0")),
-    *(f"stages[{i}].objectives[1].{field}" for i in (1, 2) for field in ("heads=2", "supervised=1")),
+    *(f"stages[{i}].objectives[1].{field}" for i in (1, 2) for field in ("supervised=1",)),
     *QUIET,
 )
 STAGES = ["naming", "pointing", "tasks"]

@@ -15,7 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from potstill.losses.attention_alignment import amad_loss
     from potstill.losses.attention_probabilities import attention_kl
+    from potstill.losses.attention_projection import AttentionProjection
+    from potstill.losses.attention_resizing import resize_attention
+    from potstill.losses.averaged_heads import head_mean
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
     from potstill.losses.forward_kl import kd_kl
@@ -24,13 +28,17 @@ if TYPE_CHECKING:
     from potstill.losses.kernel_alignment import cka, cka_loss
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.paired_heads import one_to_one_heads
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.spatial_attention import attention_transfer
+    from potstill.losses.squeezed_heads import squeezing_heads
     from potstill.losses.total_variation import tv_distance
 
 __all__ = [
+    "AttentionProjection",
     "MinillmReturns",
+    "amad_loss",
     "attention_kl",
     "attention_transfer",
     "cka",
@@ -38,19 +46,25 @@ __all__ = [
     "dist_loss",
     "dkd",
     "generalized_jsd",
+    "head_mean",
     "hint_mse",
     "kd_kl",
     "minillm_returns",
     "minilm_relation",
     "module_hidden_loss",
+    "one_to_one_heads",
+    "resize_attention",
     "reverse_kl",
+    "squeezing_heads",
     "teacher_mixed_probs",
     "tv_distance",
 ]
 
 # No file bears the name of a public function: importing such a file would hide the function behind the module.
 _HOMES = {
+    "AttentionProjection": "attention_projection",
     "MinillmReturns": "minillm",
+    "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
     "cka": "kernel_alignment",
@@ -58,12 +72,16 @@ _HOMES = {
     "dist_loss": "correlation",
     "dkd": "decoupled",
     "generalized_jsd": "jensen_shannon",
+    "head_mean": "averaged_heads",
     "hint_mse": "hints",
     "kd_kl": "forward_kl",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
     "module_hidden_loss": "module_hidden",
+    "one_to_one_heads": "paired_heads",
+    "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
+    "squeezing_heads": "squeezed_heads",
     "teacher_mixed_probs": "minillm",
     "tv_distance": "total_variation",
 }

@@ -3,10 +3,13 @@
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, Objective, Seen, Where
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
+from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 
 __all__ = [
     "IGNORE_INDEX",
+    "AMADObjective",
+    "AttentionObjective",
     "HiddenObjective",
     "LabelObjective",
     "ModelLossObjective",

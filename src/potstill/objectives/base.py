@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,6 +73,10 @@ class Objective:
         role: "task" (labels), "prediction" (the teacher's outputs) or "hidden" (the teacher's inside).
         module: The module it belongs to; a policy gates only objectives that have one.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
+        alpha: Name of an automatic factor beside the weight, None = there is none. It makes the objectives that share
+            it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
+        against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
+            if there are none, "task".
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -86,10 +90,19 @@ class Objective:
     needs_labels = False
     on: str | None = None
 
-    def __init__(self, name: str, *, weight: float = 1.0, module: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        *,
+        weight: float = 1.0,
+        module: str | None = None,
+        alpha: str | None = None,
+        against: Sequence[str] = (),
+    ):
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise RecipeError("the weight must be finite and not negative", where=f"{name}.weight", got=weight)
         self.name, self.weight, self.module = name, float(weight), module
+        self.alpha, self.against = alpha, tuple(against)
 
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module | None:
         """Return the trainable helper this objective needs, made to fit the probed shapes, or None."""
@@ -110,6 +123,7 @@ class Objective:
             "loss": getattr(self, "loss_name", type(self).__name__),
             "role": self.role,
             "weight": self.weight,
+            "alpha": self.alpha,
             "module": self.module,
             "on": self.on or ", ".join(self.student_outputs) or None,
         }

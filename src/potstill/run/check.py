@@ -28,7 +28,7 @@ LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention"
 _SPECIAL_OPTIONS = {
     "cross_entropy": ("label_smoothing",),
     "readout": ("classes", "rows", "skip"),
-    "supervised_attention": ("grid", "heads", "supervised", "query", "key", "skip"),
+    "supervised_attention": ("grid", "first", "supervised"),
 }
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
 

@@ -62,7 +62,9 @@ def make_plan(
         "teacher": _describe(teacher, recipe.teacher.model if recipe.teacher else None),
         "student": _describe(student, recipe.student.builder),
         "modules": rows,
-        "objectives": [{**o.describe(), "start": trainer.start.get(o.name)} for o in model.objectives],
+        "objectives": [
+            {**o.describe(), "weight": model.weight_of(o), "start": trainer.start.get(o.name)} for o in model.objectives
+        ],
         "parts": [{"name": n, "parameters": _parameters(p)} for n, p in model.parts.items()],
         "untrained": trainer.untrained,
         "policy": policy,
@@ -76,7 +78,7 @@ def imbalance(plan: Mapping[str, Any]) -> str | None:
 
     Such a run matches hidden states and little else, and with a policy every change of the arm jerks the student.
     """
-    rows = [row for row in plan["objectives"] if row["start"] is not None]
+    rows = [row for row in plan["objectives"] if row["start"] is not None and not row.get("alpha")]
     hidden = sum(row["weight"] * row["start"] for row in rows if row["role"] == "hidden")
     rest = sum(row["weight"] * row["start"] for row in rows if row["role"] != "hidden")
     if not 0 < rest < hidden:

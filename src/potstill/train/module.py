@@ -15,6 +15,7 @@ from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
+from potstill.train.auto_weight import AutoWeights
 
 
 @dataclass
@@ -42,6 +43,8 @@ class DistillModule(nn.Module):
         module.build_parts(batch, teacher.signal(batch))
         loss = module(batch, teacher.signal(batch)).loss
 
+    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``.
+
     Args:
         student: The model to train; it is exported alone.
         objectives: Terms of the loss; names must be unique.
@@ -62,6 +65,7 @@ class DistillModule(nn.Module):
         self._blank: list[nn.Module] = []  # in a list, so that it is no child
         self._keep_resting = True  # whether a resting module has parameters that nothing else reaches
         self.objectives = list(objectives)
+        self.alphas = AutoWeights(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self._inputs = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
@@ -136,6 +140,7 @@ class DistillModule(nn.Module):
                     part = objective.build_part(student, signal)
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
+        self.alphas.build(example.device)
 
     def rehearse(self, batch: Mapping[str, Any], signal: Signal | None) -> tuple[dict[str, float], list[str]]:
         """Go through one step without taking it, and freeze the student's parameters that no objective reaches.
@@ -153,7 +158,9 @@ class DistillModule(nn.Module):
         for name in names:
             self.student.get_parameter(name).requires_grad_(False)
         self._keep_resting = self._depends_on_the_arm(batch, signal)
-        return {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}, names
+        values = {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}
+        self.alphas.begin(values)
+        return values, names
 
     def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signal | None) -> bool:
         """Return whether some parameters of the student have a gradient only while a certain module plays."""
@@ -167,6 +174,11 @@ class DistillModule(nn.Module):
         found = any(p.requires_grad and p.grad is None for p in self.student.parameters())
         self.zero_grad(set_to_none=True)
         return found
+
+    def weight_of(self, objective: Objective) -> float:
+        """Return the factor of an objective in the loss, its automatic part included."""
+        alpha = self.alphas.of(objective)
+        return objective.weight * (1.0 if alpha is None else alpha.item())
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
@@ -210,6 +222,9 @@ class DistillModule(nn.Module):
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
             output.totals[objective.name], output.counts[objective.name] = total.detach(), here
+            alpha = self.alphas.of(objective)
+            if alpha is not None:
+                weight = weight * alpha.to(total.dtype)
             output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
         return output
 

@@ -71,7 +71,7 @@ def check_probe(values: Mapping[str, float], module: DistillModule, step: int) -
 def yardstick_value(values: Mapping[str, float], module: DistillModule, kind: Yardstick) -> float:
     """Return one number for the probe's values: the full weighted loss, or that of the prediction terms alone."""
     chosen = [o for o in module.objectives if kind != "prediction" or o.role == "prediction"]
-    return sum(o.weight * values[o.name] for o in chosen)
+    return sum(module.weight_of(o) * values[o.name] for o in chosen)
 
 
 def reward_of(

@@ -111,6 +111,7 @@ class DistillationTrainer(ResumableTrainer):
                 agree=self._agree,
             )
         self._window: dict[str, list[float]] = {}  # objective -> [sum, count] since the last log
+        self._step: dict[str, list[float]] = {}  # the same of the step under way, while a weight is measured
         self._loss = [0.0, 0]  # sum of the losses and steps taken since the last log, likewise
         self.guard = Guard(
             module,
@@ -215,7 +216,18 @@ class DistillationTrainer(ResumableTrainer):
             event = self.rounds.before_step(self.state.global_step)
             if event is not None:
                 self.history.add(event)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._step and self.accelerator.sync_gradients:  # the window's last micro-batch
+            self._balance()
+        return loss
+
+    def _balance(self) -> None:
+        """Tell the automatic weights the means of the step, over the whole window and all ranks."""
+        names = [o.name for o in self.model.objectives]
+        sums = torch.tensor([self._step.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
+        rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
+        self.model.alphas.take({name: total / count for name, (total, count) in zip(names, rows) if count})
+        self._step = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Ask the teacher, then call the wrapped module: its ``.module`` would skip the gradient reduction."""
@@ -231,10 +243,11 @@ class DistillationTrainer(ResumableTrainer):
         *values, loss = torch.stack([*values, output.loss.detach().double()]).tolist()
         self.guard.check_terms(dict(zip(names, values)), inputs)
         self._loss[0] += loss
-        for name, total, count in zip(names, values, values[len(names) :]):
-            kept = self._window.setdefault(name, [0.0, 0.0])
-            kept[0] += total
-            kept[1] += count
+        for window in (self._window, self._step) if self.model.alphas.are_measured else (self._window,):
+            for name, total, count in zip(names, values, values[len(names) :]):
+                kept = window.setdefault(name, [0.0, 0.0])
+                kept[0] += total
+                kept[1] += count
         # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
@@ -367,7 +380,7 @@ class DistillationTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the window's mean of every term beside the Trainer's own numbers."""
         if "loss" in logs:
-            weights = {o.name: o.weight for o in self.model.objectives}
+            weights = {o.name: self.model.weight_of(o) for o in self.model.objectives}
             terms = {
                 name: {"value": total / max(count, 1.0), "weight": weights[name]}
                 for name, (total, count) in self._window_of_all_ranks().items()

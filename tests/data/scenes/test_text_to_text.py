@@ -3,6 +3,7 @@ import torch
 
 from potstill.data.scene_source import build_scenes
 from potstill.data.scenes import SceneDataset, TextToTextCollator, build_tokenizer
+from potstill.data.scenes.composer import POSITIONS
 from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import FORMS, prompt_of
 from potstill.errors import InputError, RecipeError
@@ -86,6 +87,37 @@ def test_phrases_are_marked_at_their_last_token_in_the_prompt(tokenizer):
         if sample["task"] == "translation":
             assert not found
     assert marked > 60
+
+
+def test_target_places_are_where_the_written_things_stand(tokenizer):
+    tasks = ("caption", "vqa", "translation", "grounding")
+    rows = samples(tasks, 400, languages=LANGUAGES, directions=DIRECTIONS, phrases=True)
+    batch = TextToTextCollator(tokenizer)(rows)
+    checked = set()
+    for row, sample in enumerate(rows):
+        places = batch["target_places"][row]
+        assert places[batch["labels"][row] == -100].eq(-100).all()
+        things = sample["scenes"][0].visible
+        words = [tokenizer.decode([t]) for t in batch["labels"][row].tolist() if t != -100]
+        if sample["task"] == "grounding":
+            named = {t.concept for t in things}
+            assert sum(set(places[places >= 0].tolist())) == sum(1 << t.cell for t in things)
+            assert len(set(places[places >= 0].tolist())) == len(named)
+        elif sample["task"] != "vqa":
+            cells = [1 << t.cell for t in things]
+            number = 0
+            for word, place in zip(words, places.tolist()):
+                number += word == ","
+                assert place == (-100 if word in (",", "[EOS]") else cells[number])
+        elif sample["kind"] in ("what", "colour"):
+            cell = next(i for i, p in enumerate(POSITIONS) if p in sample["text"])
+            assert set(places[places != -100].tolist()) == {1 << cell}
+        elif sample["kind"] == "where":
+            assert 1 << POSITIONS.index(sample["truth"]) == places[0]
+        elif sample["kind"] == "background":
+            assert places.eq(-100).all()
+        checked.add((sample["task"], sample["kind"]))
+    assert len(checked) == 1 + 8 + 4 + 1
 
 
 def test_a_question_and_its_answer_fit_blip(tokenizer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from potstill.data.scenes.collate import IGNORED
+from potstill.data.scenes.composer import POSITIONS
 from potstill.data.scenes.wording import LANGUAGE_NAMES
 from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
@@ -55,6 +56,32 @@ def prompt_of(sample: Mapping[str, Any]) -> str:
     return f"{_TASK_WORDS[task]}: {sample['text']}"
 
 
+def look_at(sample: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
+    """Yield parts of the target as (start, stop, quadrants): where one looks to write them.
+
+    Each thing of a list stands where it stands. An answer is found at the place that the question names, or else where
+    the things are that it names; where there is neither, nothing is said.
+    """
+    if sample["task"] in ("caption", "translation", "grounding"):
+        things, start, target = sample["scenes"][0].visible, 0, _target_of(sample)
+        cells = [1 << thing.cell for thing in things]
+        if sample["task"] == "grounding":  # which names a thing once, however often it is there
+            by_concept: dict[int, int] = {}
+            for thing in things:
+                by_concept[thing.concept] = by_concept.get(thing.concept, 0) | 1 << thing.cell
+            cells = list(by_concept.values())
+        for part, quadrants in zip(target.split(", "), cells):
+            yield start, start + len(part), quadrants
+            start += len(part) + 2
+        return
+    named = [1 << cell for cell, position in enumerate(POSITIONS) if position in sample["text"]]
+    quadrants = 0
+    for places in named or [places for _, places in sample.get("phrases", ())]:
+        quadrants |= places
+    if quadrants:
+        yield 0, len(sample["truth"]), quadrants
+
+
 class TextToTextCollator:
     """Puts samples with one picture each into one batch, in the form a model family trains on.
 
@@ -64,7 +91,8 @@ class TextToTextCollator:
         other tasks: a model trains on ``labels`` and is measured by task;
         ``sample_id`` long ``[B]``; ``concept_map`` long ``[B, H, W]`` if the samples carry one, -100 = background;
         ``phrase_places`` long ``[B, S]`` if the samples carry phrases: at the last token of each name in the prompt
-        its quadrants as a sum of 1, 2, 4 and 8, -100 elsewhere.
+        its quadrants as a sum of 1, 2, 4 and 8, -100 elsewhere; and in the form "text_to_text" ``target_places`` long
+        ``[B, T]``: at each token of the target the quadrants that one has to look at to write it (``look_at``).
 
     What differs:
         ``"text_to_text"`` (T5): the prompt is ``prompt_of(sample)``; labels are the target's tokens and EOS, the token
@@ -123,9 +151,17 @@ class TextToTextCollator:
         return values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
 
     def _text_to_text(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        prompts = [prompt_of(sample) for sample in samples]
-        targets = [[*row, self._eos] for row in self._encode([_target_of(sample) for sample in samples]).input_ids]
-        return self._asked(samples, prompts) | {"labels": self._padded(targets, IGNORED)}
+        encoded = self._encode([_target_of(sample) for sample in samples])
+        batch = self._asked(samples, [prompt_of(sample) for sample in samples])
+        batch["labels"] = self._padded([[*row, self._eos] for row in encoded.input_ids], IGNORED)
+        if "phrase_places" in batch:
+            places = torch.full_like(batch["labels"], IGNORED)
+            for row, sample in enumerate(samples):
+                for start, stop, quadrants in look_at(sample):
+                    first, last = (encoded.char_to_token(row, at) for at in (start, stop - 1))
+                    places[row, first : last + 1] = quadrants
+            batch["target_places"] = places
+        return batch
 
     def _question_answer(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         ids, mask = self._framed([sample["truth"] for sample in samples])
