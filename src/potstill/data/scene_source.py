@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.model_format import read_format
 from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError
@@ -21,6 +22,7 @@ def build_scenes(
     tasks: Sequence[str] = IN_BATCH,
     form: str = "classes",
     tokenizer: str | None = None,
+    made_for: str | None = None,
     image_size: int = 48,
     concepts: int = 96,
     min_objects: int = 1,
@@ -47,6 +49,9 @@ def build_scenes(
             "text_to_text" (T5), "question_answer" or "captioning" (BLIP).
         tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. Not with
             "classes".
+        made_for: A model by folder or hub name that was trained on other data, such as "Salesforce/blip-vqa-base".
+            Batches are made as it expects them: its tokenizer, first and last token, size and colours of the pictures,
+            which are drawn with ``image_size`` pixels and enlarged. Not with "classes" or ``tokenizer``.
 
     Raises:
         RecipeError: A form that does not exist or cannot hold a task, or a tokenizer that cannot be read.
@@ -54,10 +59,12 @@ def build_scenes(
     is_written = form != "classes"
     if is_written:
         check_form(form, (tasks,) if isinstance(tasks, str) else tasks)
-    elif tokenizer is not None:
-        raise RecipeError(
-            "the scenes' own words are part of this form", where="tokenizer", hint='Set form: "text_to_text".'
-        )
+    elif tokenizer is not None or made_for is not None:
+        where = "made_for" if tokenizer is None else "tokenizer"
+        raise RecipeError("the scenes' own words are part of this form", where=where, hint='Set form: "text_to_text".')
+    if tokenizer is not None and made_for is not None:
+        raise RecipeError('stands in for "tokenizer": give one of them', where="made_for")
+    model = None if made_for is None else read_format(made_for)
     common = {
         "seed": seed,
         "image_size": image_size,
@@ -86,7 +93,10 @@ def build_scenes(
     train = make("train", None)
     heard = (language for direction in train.directions for language in direction.split("-"))
     known = tuple(dict.fromkeys([*languages, *heard, "es"]))
-    words = build_tokenizer(concepts, known, prompts=is_written) if tokenizer is None else load_tokenizer(tokenizer)
+    if made_for is not None or tokenizer is not None:
+        words = load_tokenizer(made_for or tokenizer, "tokenizer" if made_for is None else "made_for")
+    else:
+        words = build_tokenizer(concepts, known, prompts=is_written)
     fields = {
         "image_size": image_size,
         "vocab_size": len(words),
@@ -95,8 +105,13 @@ def build_scenes(
     }
     if words.bos_token_id is not None:
         fields["bos_token_id"] = words.bos_token_id
+    if model is not None and model.size is not None:
+        fields["image_size"] = model.size
     if is_written:
-        collator: Any = TextToTextCollator(words, form, max_tokens)
+        collator: Any = TextToTextCollator(words, form, max_tokens, model)
+        fields["eos_token_id"] = collator.end
+        if form != "text_to_text":
+            fields["bos_token_id"] = collator.begin  # a tokenizer without one begins with its CLS
     else:
         collator = SceneCollator(words, train.task_labels, max_tokens)
         fields["task_labels"] = train.task_labels
@@ -118,7 +133,7 @@ def build_scenes(
     )
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, where: str = "tokenizer") -> Any:
     """Return the tokenizer in the folder of a model: packaged, on disk, or on the hub.
 
     Raises:
@@ -126,14 +141,14 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = find_model(name, where="tokenizer")
+    folder = find_model(name, where=where)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"no tokenizer can be read there ({reason})",
-            where="tokenizer",
+            where=where,
             expected="a packaged model, a folder or a hub name",
             got=name,
         ) from error

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.data.scenes.collate import IGNORED
 from potstill.data.scenes.composer import POSITIONS
+from potstill.data.scenes.model_format import ModelFormat
 from potstill.data.scenes.wording import LANGUAGE_NAMES
 from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
@@ -108,20 +109,31 @@ class TextToTextCollator:
             get the special tokens that it adds itself; BOS and EOS are its own, or else its CLS and SEP.
         form: One of ``FORMS``.
         max_tokens: Longest prompt or target; a longer text is an error, not cut.
+        made_for: The format of the model the batches are for: its first and last token, its pictures.
 
     Raises:
         RecipeError: if there is no such form, or the tokenizer lacks a token that the form needs.
         InputError: if a text has unknown words or is too long, or a task has no place in the form.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str = "text_to_text", max_tokens: int = 40):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: str = "text_to_text",
+        max_tokens: int = 40,
+        made_for: ModelFormat | None = None,
+    ):
         check_form(form, ())
         self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
-        self._bos = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self._eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        needed = {"end": self._eos, "padding": tokenizer.pad_token_id}
+        self.begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        self._format = made_for
+        if made_for is not None:
+            self.begin = self.begin if made_for.begin is None else made_for.begin
+            self.end = self.end if made_for.end is None else made_for.end
+        needed = {"end": self.end, "padding": tokenizer.pad_token_id}
         if form != "text_to_text":
-            needed["begin"] = self._bos
+            needed["begin"] = self.begin
         for what, token in needed.items():
             if token is None:
                 raise RecipeError(f"the tokenizer has no {what} token", where="tokenizer", got=type(tokenizer).__name__)
@@ -148,12 +160,13 @@ class TextToTextCollator:
         if len({picture.shape for picture in pictures}) > 1:
             raise ShapeError("images of one batch differ in size", got=sorted({p.shape for p in pictures}))
         values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        return values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
+        values = values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
+        return values if self._format is None else self._format.pictures(values)
 
     def _text_to_text(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         encoded = self._encode([_target_of(sample) for sample in samples])
         batch = self._asked(samples, [prompt_of(sample) for sample in samples])
-        batch["labels"] = self._padded([[*row, self._eos] for row in encoded.input_ids], IGNORED)
+        batch["labels"] = self._padded([[*row, self.end] for row in encoded.input_ids], IGNORED)
         if "phrase_places" in batch:
             places = torch.full_like(batch["labels"], IGNORED)
             for row, sample in enumerate(samples):
@@ -190,7 +203,7 @@ class TextToTextCollator:
 
     def _framed(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return BOS, text, EOS, padded, and True where there is a token."""
-        rows = [[self._bos, *row, self._eos] for row in self._encode(texts).input_ids]
+        rows = [[self.begin, *row, self.end] for row in self._encode(texts).input_ids]
         return self._padded(rows, self.tokenizer.pad_token_id), self._padded([[1] * len(row) for row in rows], 0).bool()
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool = False) -> Any:
