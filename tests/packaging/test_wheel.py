@@ -21,7 +21,7 @@ DATA = {
         "noto-Apache-2.0.txt",
         "twemoji-CC-BY-4.0.txt",
     ],
-    "recipes": ["kd-scenes.yaml", "optima-scenes.yaml", "teach-scenes.yaml"],
+    "recipes": ["kd-scenes.yaml", "optima-scenes.yaml", "teach-scenes.yaml", "teach-vl-t5.yaml"],
     "report/page": ["report.css", "report.html"],
 }
 NEEDED = [f"{folder}/{name}" for folder, names in DATA.items() for name in names]

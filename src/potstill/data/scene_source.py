@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError
@@ -76,6 +77,8 @@ def build_scenes(
         if split in ("heldout_language", "heldout_directions"):
             asked["kinds"] = None
             only = "caption" if split == "heldout_language" else "translation"
+            if split == "heldout_directions" and tokenizer is None:
+                _check_heard(known)
             return SceneDataset(split, (only,), length, vendors=vendors, **asked)
         if is_written:
             asked |= spoken
@@ -114,6 +117,16 @@ def build_scenes(
             "train_samples": len(train),
         },
     )
+
+
+def _check_heard(known: Sequence[str]) -> None:
+    unheard = sorted({language for one in HELDOUT_DIRECTIONS for language in one.split("-")} - set(known))
+    if unheard:
+        raise RecipeError(
+            f"the data has no words of {', '.join(unheard)}",
+            where='split "heldout_directions"',
+            hint="Train on directions from and to each of its languages: [en-de, de-en, en-fr, fr-en].",
+        )
 
 
 def load_tokenizer(name: str) -> Any:
