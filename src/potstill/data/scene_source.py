@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.pixels import Pixels, read_pixels
 from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
@@ -45,7 +46,8 @@ def build_scenes(
     Args:
         form: What a batch looks like: "classes" (``SceneCollator``, for CoCa), or as ``TextToTextCollator`` makes it
             "text_to_text" (T5), "question_answer" or "captioning" (BLIP).
-        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. Not with
+        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. If its folder says
+            how pictures are prepared (preprocessor_config.json), they are resized and normalised so. Not with
             "classes".
 
     Raises:
@@ -87,9 +89,13 @@ def build_scenes(
     train = make("train", None)
     heard = (language for direction in train.directions for language in direction.split("-"))
     known = tuple(dict.fromkeys([*languages, *heard, "es"]))
-    words = build_tokenizer(concepts, known, prompts=is_written) if tokenizer is None else load_tokenizer(tokenizer)
+    pixels = None
+    if tokenizer is None:
+        words: Any = build_tokenizer(concepts, known, prompts=is_written)
+    else:
+        words, pixels = load_tokenizer(tokenizer)
     fields = {
-        "image_size": image_size,
+        "image_size": image_size if pixels is None else pixels.size,
         "vocab_size": len(words),
         "pad_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id,
@@ -97,7 +103,7 @@ def build_scenes(
     if words.bos_token_id is not None:
         fields["bos_token_id"] = words.bos_token_id
     if is_written:
-        collator: Any = TextToTextCollator(words, form, max_tokens)
+        collator: Any = TextToTextCollator(words, form, max_tokens, pixels)
     else:
         collator = SceneCollator(words, train.task_labels, max_tokens)
         fields["task_labels"] = train.task_labels
@@ -129,8 +135,8 @@ def _check_heard(known: Sequence[str]) -> None:
         )
 
 
-def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer in the folder of a model: packaged, on disk, or on the hub.
+def load_tokenizer(name: str) -> tuple[Any, Pixels | None]:
+    """Return the tokenizer in the folder of a model (packaged, on disk, or on the hub), and how it has its pictures.
 
     Raises:
         RecipeError: There is none of that name, or it cannot be read.
@@ -138,8 +144,9 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = find_model(name, where="tokenizer")
+    pixels = read_pixels(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), pixels
     except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.data.scenes.collate import IGNORED
 from potstill.data.scenes.composer import POSITIONS
+from potstill.data.scenes.pixels import Pixels
 from potstill.data.scenes.wording import LANGUAGE_NAMES
 from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
@@ -108,15 +109,22 @@ class TextToTextCollator:
             get the special tokens that it adds itself; BOS and EOS are its own, or else its CLS and SEP.
         form: One of ``FORMS``.
         max_tokens: Longest prompt or target; a longer text is an error, not cut.
+        pixels: How pictures become ``pixel_values``, where it is not [-1, 1] as drawn.
 
     Raises:
         RecipeError: if there is no such form, or the tokenizer lacks a token that the form needs.
         InputError: if a text has unknown words or is too long, or a task has no place in the form.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str = "text_to_text", max_tokens: int = 40):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: str = "text_to_text",
+        max_tokens: int = 40,
+        pixels: Pixels | None = None,
+    ):
         check_form(form, ())
-        self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
+        self.tokenizer, self.form, self.max_tokens, self.pixels = tokenizer, form, max_tokens, pixels or Pixels()
         self._bos = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         needed = {"end": self._eos, "padding": tokenizer.pad_token_id}
@@ -147,8 +155,7 @@ class TextToTextCollator:
     def _pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         if len({picture.shape for picture in pictures}) > 1:
             raise ShapeError("images of one batch differ in size", got=sorted({p.shape for p in pictures}))
-        values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        return values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
+        return self.pixels(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
     def _text_to_text(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         encoded = self._encode([_target_of(sample) for sample in samples])
