@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
-from potstill.data.scenes.model_format import read_format
+from potstill.data.scenes.ends import read_ends
+from potstill.data.scenes.pixels import Pixels, read_pixels
+from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError
@@ -22,7 +24,6 @@ def build_scenes(
     tasks: Sequence[str] = IN_BATCH,
     form: str = "classes",
     tokenizer: str | None = None,
-    made_for: str | None = None,
     image_size: int = 48,
     concepts: int = 96,
     min_objects: int = 1,
@@ -47,11 +48,9 @@ def build_scenes(
     Args:
         form: What a batch looks like: "classes" (``SceneCollator``, for CoCa), or as ``TextToTextCollator`` makes it
             "text_to_text" (T5), "question_answer" or "captioning" (BLIP).
-        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. Not with
-            "classes".
-        made_for: A model by folder or hub name that was trained on other data, such as "Salesforce/blip-vqa-base".
-            Batches are made as it expects them: its tokenizer, first and last token, size and colours of the pictures,
-            which are drawn with ``image_size`` pixels and enlarged. Not with "classes" or ``tokenizer``.
+        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. If its folder says
+            how pictures are prepared (preprocessor_config.json), they are resized and normalised so; if it is that of a
+            BLIP, its texts begin and end with the model's tokens. Not with "classes".
 
     Raises:
         RecipeError: A form that does not exist or cannot hold a task, or a tokenizer that cannot be read.
@@ -59,12 +58,10 @@ def build_scenes(
     is_written = form != "classes"
     if is_written:
         check_form(form, (tasks,) if isinstance(tasks, str) else tasks)
-    elif tokenizer is not None or made_for is not None:
-        where = "made_for" if tokenizer is None else "tokenizer"
-        raise RecipeError("the scenes' own words are part of this form", where=where, hint='Set form: "text_to_text".')
-    if tokenizer is not None and made_for is not None:
-        raise RecipeError('stands in for "tokenizer": give one of them', where="made_for")
-    model = None if made_for is None else read_format(made_for)
+    elif tokenizer is not None:
+        raise RecipeError(
+            "the scenes' own words are part of this form", where="tokenizer", hint='Set form: "text_to_text".'
+        )
     common = {
         "seed": seed,
         "image_size": image_size,
@@ -85,6 +82,8 @@ def build_scenes(
         if split in ("heldout_language", "heldout_directions"):
             asked["kinds"] = None
             only = "caption" if split == "heldout_language" else "translation"
+            if split == "heldout_directions" and tokenizer is None:
+                _check_heard(known)
             return SceneDataset(split, (only,), length, vendors=vendors, **asked)
         if is_written:
             asked |= spoken
@@ -93,22 +92,21 @@ def build_scenes(
     train = make("train", None)
     heard = (language for direction in train.directions for language in direction.split("-"))
     known = tuple(dict.fromkeys([*languages, *heard, "es"]))
-    if made_for is not None or tokenizer is not None:
-        words = load_tokenizer(made_for or tokenizer, "tokenizer" if made_for is None else "made_for")
+    pixels, ends = None, (None, None)
+    if tokenizer is None:
+        words: Any = build_tokenizer(concepts, known, prompts=is_written)
     else:
-        words = build_tokenizer(concepts, known, prompts=is_written)
+        words, pixels, ends = load_tokenizer(tokenizer)
     fields = {
-        "image_size": image_size,
+        "image_size": image_size if pixels is None else pixels.size,
         "vocab_size": len(words),
         "pad_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id,
     }
     if words.bos_token_id is not None:
         fields["bos_token_id"] = words.bos_token_id
-    if model is not None and model.size is not None:
-        fields["image_size"] = model.size
     if is_written:
-        collator: Any = TextToTextCollator(words, form, max_tokens, model)
+        collator: Any = TextToTextCollator(words, form, max_tokens, pixels, ends)
         fields["eos_token_id"] = collator.end
         if form != "text_to_text":
             fields["bos_token_id"] = collator.begin  # a tokenizer without one begins with its CLS
@@ -133,22 +131,35 @@ def build_scenes(
     )
 
 
-def load_tokenizer(name: str, where: str = "tokenizer") -> Any:
-    """Return the tokenizer in the folder of a model: packaged, on disk, or on the hub.
+def _check_heard(known: Sequence[str]) -> None:
+    unheard = sorted({language for one in HELDOUT_DIRECTIONS for language in one.split("-")} - set(known))
+    if unheard:
+        raise RecipeError(
+            f"the data has no words of {', '.join(unheard)}",
+            where='split "heldout_directions"',
+            hint="Train on directions from and to each of its languages: [en-de, de-en, en-fr, fr-en].",
+        )
+
+
+def load_tokenizer(name: str) -> tuple[Any, Pixels | None, tuple[int | None, int | None]]:
+    """Return the tokenizer in the folder of a model (packaged, on disk, or on the hub) and what else it expects.
+
+    That is how it has its pictures, and the first and last token it writes (None = its tokenizer's).
 
     Raises:
         RecipeError: There is none of that name, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
-    folder = find_model(name, where=where)
+    folder = find_model(name, where="tokenizer")
+    pixels, ends = read_pixels(folder), read_ends(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), pixels, ends
     except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"no tokenizer can be read there ({reason})",
-            where=where,
+            where="tokenizer",
             expected="a packaged model, a folder or a hub name",
             got=name,
         ) from error

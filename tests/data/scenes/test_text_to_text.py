@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -222,10 +225,65 @@ def test_a_direction_that_is_none_is_refused(wrong):
 
 
 def test_the_source_measures_what_it_trains_and_the_held_out_directions():
-    source = build_scenes(form="text_to_text", tasks=["vqa", "translation"], languages=["en", "de"], directions="de-en")
+    options = {"form": "text_to_text", "tasks": ["vqa", "translation"], "directions": "de-en"}
+    source = build_scenes(**options, languages=["en", "de", "fr"])
     assert {s["kind"] for s in map(source.split("test", 40).__getitem__, range(40)) if s["task"] == "translation"} == {
         "de-en"
     }
     held = source.split("heldout_directions", 20)
     assert {s["task"] for s in map(held.__getitem__, range(20))} == {"translation"}
     assert source.describe()["directions"] == ["de-en"]
+    with pytest.raises(RecipeError, match="has no words of fr"):
+        build_scenes(**options).split("heldout_directions", 20)
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A folder with the scenes' tokenizer, and a function that writes how its model has its pictures."""
+    build_tokenizer(prompts=True).save_pretrained(tmp_path)
+
+    def write(**config):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return write
+
+
+def pictures(folder, image_size=48):
+    options = {"tasks": ["vqa"], "form": "question_answer", "image_size": image_size}
+    source = build_scenes(**options, tokenizer=folder)
+    rows = source.split("test", 4).__getitems__(range(4))
+    plain = torch.tensor(np.stack([s["images"][0] for s in rows])).permute(0, 3, 1, 2) / 255
+    return source, plain, source.collator(rows)["pixel_values"]
+
+
+def test_pictures_are_prepared_as_the_folder_of_the_tokenizer_says(model_folder):
+    folder = model_folder(size={"height": 96, "width": 96}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.4, 0.2])
+    source, plain, made = pictures(folder)
+    assert source.model_fields["image_size"] == 96
+    assert made.shape == (4, 3, 96, 96)
+    back = made * torch.tensor([0.5, 0.4, 0.2]).view(3, 1, 1) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    # Enlarged and averaged again, a picture is what it was but for the smoothing.
+    assert (torch.nn.functional.avg_pool2d(back, 2) - plain).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [48, {"shortest_edge": 48}])
+def test_pictures_of_the_right_size_are_only_normalised(model_folder, size):
+    _, plain, made = pictures(model_folder(size=size, image_mean=[0.0] * 3, image_std=[1.0] * 3))
+    torch.testing.assert_close(made, plain)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"size": {"height": 96, "width": 64}}, {}, {"size": 96, "image_mean": [0.5]}, {"size": 96, "rescale_factor": 1.0}],
+)
+def test_pictures_that_the_scenes_cannot_give_are_refused(model_folder, config):
+    with pytest.raises(RecipeError, match=r"preprocessor_config\.json"):
+        pictures(model_folder(**config))
+
+
+def test_a_damaged_preprocessor_is_named(model_folder, tmp_path):
+    folder = model_folder()
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        pictures(folder)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.data.scenes.collate import IGNORED
 from potstill.data.scenes.composer import POSITIONS
-from potstill.data.scenes.model_format import ModelFormat
+from potstill.data.scenes.pixels import Pixels
 from potstill.data.scenes.wording import LANGUAGE_NAMES
 from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
@@ -109,7 +109,8 @@ class TextToTextCollator:
             get the special tokens that it adds itself; BOS and EOS are its own, or else its CLS and SEP.
         form: One of ``FORMS``.
         max_tokens: Longest prompt or target; a longer text is an error, not cut.
-        made_for: The format of the model the batches are for: its first and last token, its pictures.
+        ends: First and last token of what the model writes, where they are not the tokenizer's.
+        pixels: How pictures become ``pixel_values``, where it is not [-1, 1] as drawn.
 
     Raises:
         RecipeError: if there is no such form, or the tokenizer lacks a token that the form needs.
@@ -121,16 +122,14 @@ class TextToTextCollator:
         tokenizer: PreTrainedTokenizerBase,
         form: str = "text_to_text",
         max_tokens: int = 40,
-        made_for: ModelFormat | None = None,
+        pixels: Pixels | None = None,
+        ends: tuple[int | None, int | None] = (None, None),
     ):
         check_form(form, ())
-        self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
-        self.begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self.end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        self._format = made_for
-        if made_for is not None:
-            self.begin = self.begin if made_for.begin is None else made_for.begin
-            self.end = self.end if made_for.end is None else made_for.end
+        self.tokenizer, self.form, self.max_tokens, self.pixels = tokenizer, form, max_tokens, pixels or Pixels()
+        firsts = (ends[0], tokenizer.bos_token_id, tokenizer.cls_token_id)
+        lasts = (ends[1], tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.begin, self.end = (next((t for t in row if t is not None), None) for row in (firsts, lasts))
         needed = {"end": self.end, "padding": tokenizer.pad_token_id}
         if form != "text_to_text":
             needed["begin"] = self.begin
@@ -159,9 +158,7 @@ class TextToTextCollator:
     def _pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         if len({picture.shape for picture in pictures}) > 1:
             raise ShapeError("images of one batch differ in size", got=sorted({p.shape for p in pictures}))
-        values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        values = values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
-        return values if self._format is None else self._format.pictures(values)
+        return self.pixels(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
     def _text_to_text(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         encoded = self._encode([_target_of(sample) for sample in samples])
