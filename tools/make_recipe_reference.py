@@ -193,8 +193,8 @@ def option_tables() -> list[str]:
         lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
     lines += [
         "| `cross_entropy` | `label_smoothing: 0.0` |",
-        "| `readout` | `classes` (needed), `rows: null` |",
-        "| `supervised_attention` | `grid` (needed), `first: 0`, `supervised: 1` |",
+        "| `readout` | `classes` (needed), `rows: null`, `skip: 0` |",
+        "| `supervised_attention` | `grid` (needed), `skip: 0`, `supervised: 1` |",
         "| `hidden`, `model_loss` | none |",
         "",
     ]

@@ -66,9 +66,9 @@ def test_the_grid_may_stand_behind_other_keys_and_labels_may_be_fewer_than_queri
     torch.manual_seed(0)
     query, key, labels = torch.randn(2, 5, 8), torch.randn(2, 16, 8), torch.tensor([[5, -100, 2], [0, 12, 9]])
     expected = objective().total(seen(query, key, labels), None)
-    for first in (3, -16):
+    for skip in (3, -16):
         longer = torch.cat([torch.randn(2, 3, 8), key], 1)
-        found = objective(first=first).total(seen(query, longer, labels), None)
+        found = objective(skip=skip).total(seen(query, longer, labels), None)
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

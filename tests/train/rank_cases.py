@@ -64,11 +64,16 @@ def hidden(name, where=None):
 
 
 def counted():
-    """Every kind of objective whose units can be counted: with parts and arms, by labels, tokens and rows."""
+    """Every kind of objective whose units can be counted: with parts and arms, by labels, tokens and rows.
+
+    One has an automatic weight, which is measured in every step here.
+    """
+    readout = ReadoutObjective("readout", "text.blocks.0", "word_labels", 3)
+    readout.alpha = "readout"
     return [
         OutputObjective("answer", kd_kl, "logits", where=Where(labels="labels")),
         LabelObjective("label", "logits", "labels", weight=0.5),
-        ReadoutObjective("readout", "text.blocks.0", "word_labels", 3),
+        readout,
         hidden("image"),
         hidden("text", Where(mask="few")),
         hidden("side"),

@@ -26,7 +26,7 @@ class SupervisedAttentionObjective(Objective):
         labels: Batch key ``[N, T]``: for each of the first T queries the cells of a 2 x 2 grid over the picture, as a
             sum of 1, 2, 4 and 8 in reading order; 0 (nowhere) and -100 do not count.
         grid: Rows and columns of the grid of keys, an even number.
-        first: The key that is the first of the grid; negative counts from the last key.
+        skip: Keys before the grid, such as the class token of a ViT; negative = the grid begins so many from the end.
         supervised: How many heads, from the first, are told where to look.
         weight: Factor in the loss.
     """
@@ -35,17 +35,17 @@ class SupervisedAttentionObjective(Objective):
     loss_name = "supervised_attention"
 
     def __init__(
-        self, name: str, tap: str, labels: str, grid: int, *, first: int = 0, supervised: int = 1, weight: float = 1.0
+        self, name: str, tap: str, labels: str, grid: int, *, skip: int = 0, supervised: int = 1, weight: float = 1.0
     ):
         super().__init__(name, weight=weight)
         for field, value in (("grid", grid), ("supervised", supervised)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
                 raise RecipeError("does not fit", where=f"{name}.{field}", expected="1 to 4096", got=value)
-        if isinstance(first, bool) or not isinstance(first, int):
-            raise RecipeError("is no number of a key", where=f"{name}.first", got=first)
+        if isinstance(skip, bool) or not isinstance(skip, int):
+            raise RecipeError("no number of tokens", where=f"{name}.skip", got=skip)
         if grid % 2:
             raise RecipeError("must be even: four places share the grid", where=f"{name}.grid", got=grid)
-        self.labels, self.grid, self.first, self.supervised = labels, grid, first, supervised
+        self.labels, self.grid, self.skip, self.supervised = labels, grid, skip, supervised
         self.tap = tap if "@" in tap else f"{tap}@attention"
         self.student_taps = (self.tap,)
 
@@ -69,7 +69,7 @@ class SupervisedAttentionObjective(Objective):
             raise RecipeError(
                 "no such heads", where=f"{self.name}.supervised", expected=f"1 to {heads}", got=self.supervised
             )
-        start = self.first + (keys if self.first < 0 else 0)
+        start = self.skip + (keys if self.skip < 0 else 0)
         if not 0 <= start <= keys - self.grid**2:
             raise RecipeError(
                 "there are fewer keys than the grid has cells", where=f"{self.name}.grid", got=f"{keys} keys"

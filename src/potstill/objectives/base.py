@@ -72,11 +72,11 @@ class Objective:
         weight: Its factor in the loss.
         role: "task" (labels), "prediction" (the teacher's outputs) or "hidden" (the teacher's inside).
         module: The module it belongs to; a policy gates only objectives that have one.
-        on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         alpha: Name of an automatic factor beside the weight, None = there is none. It makes the objectives that share
             it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
         against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
             if there are none, "task".
+        on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """

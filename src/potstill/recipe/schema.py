@@ -6,7 +6,7 @@ options beside the name; they are checked against its signature when the recipe 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -74,7 +74,14 @@ class ObjectiveSection(OpenSection):
         description='A loss by name, "cross_entropy", "model_loss", "hidden", "readout" or "supervised_attention".'
     )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        1.0,
+        description="Its factor in the loss; auto = what makes it as large as the terms it is measured against, "
+        "measured over 50 steps, then frozen.",
+    )
+    against: list[str] | None = Field(
+        None, description="For weight: auto: names of those terms; null = all that compare outputs with the teacher."
+    )
     on: str | None = Field(
         None, description="Output of the student, dotted: logits, task_logits.vqa; or a tap: text_decoder.cls@output."
     )
@@ -82,8 +89,20 @@ class ObjectiveSection(OpenSection):
     labels: str | None = Field(None, description="Batch key of labels; positions with -100 do not count.")
     mask: str | None = Field(None, description="Batch key of a mask; zeros do not count.")
     shift: bool = Field(False, description="Compare position t with label t+1 (causal models).")
-    modules: list[str] | Literal["all"] | None = Field(None, description='For "hidden": which modules.')
+    modules: list[str] | Literal["all"] | None = Field(
+        None, description='For "hidden" and attention maps: which modules.'
+    )
     projector: str = Field("auto", description='For "hidden": auto, linear, mlp or none.')
+    attention: list[Literal["self", "cross"]] | None = Field(
+        None, description="For attention maps: which attention of a layer; null = what it has."
+    )
+    layers: int = Field(1, ge=1, le=4096, description="For attention maps: how many layers of a module, from the last.")
+    pairs: list[list[str]] | None = Field(
+        None, description='For attention maps, in place of modules: [student layer, teacher layer, "self" or "cross"].'
+    )
+    resize: dict[str, list[int]] | None = Field(
+        None, description="For attention maps: {from: [h, w], to: [h, w]}, the teacher's patch grid and the student's."
+    )
     tap: str | None = Field(None, description='For "readout" and "supervised_attention": the tapped module.')
 
 

@@ -35,6 +35,7 @@ from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
 from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
 from potstill.run.check import LABEL_LOSSES
+from potstill.run.maps import attention_objectives, map_losses
 from potstill.students import STUDENTS
 from potstill.students import build_student as make_student
 from potstill.taps import expand_paths
@@ -84,8 +85,9 @@ def build_student(recipe: Recipe, teacher: nn.Module | None, source: DataSource)
 
 
 def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> list[DistilledModule]:
-    """Return the modules to distil; none if no objective asks for hidden states or there is no teacher."""
-    if teacher is None or not any(o.loss == "hidden" for o in recipe.objectives):
+    """Return the modules to distil; none if no objective asks for their inside or there is no teacher."""
+    maps = [o for o in recipe.objectives if o.loss in map_losses() and o.pairs is None]
+    if teacher is None or not (maps or any(o.loss == "hidden" for o in recipe.objectives)):
         return []
     spec = None
     if recipe.modules is not None:
@@ -122,7 +124,9 @@ def build_objectives(
         if section.tap is not None:
             expand_paths(student, [section.tap], where=f"{where}.tap", owner="student")
         _check_outputs(section, student, teacher, where)
-        built[where] = _objectives_of(section, modules, where)
+        built[where] = _objectives_of(section, modules, student, teacher, where)
+        for objective in built[where] if section.weight == "auto" else ():
+            objective.alpha, objective.against = section.name or section.loss, tuple(section.against or ())
     return built
 
 
@@ -147,10 +151,19 @@ def _check_outputs(section: ObjectiveSection, student: nn.Module, teacher: nn.Mo
             )
 
 
-def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
-    weight = {"weight": section.weight}
+def _objectives_of(
+    section: ObjectiveSection,
+    modules: Sequence[DistilledModule],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    where: str,
+) -> list[Objective]:
+    factor = 1.0 if section.weight == "auto" else section.weight
+    weight = {"weight": factor}
     if section.loss == "hidden":
-        return _hidden(section, modules, where)
+        return _hidden(section, modules, factor, where)
+    if section.loss in map_losses():
+        return attention_objectives(section, modules, student, teacher, factor, where)
     if section.loss == "model_loss":
         return [ModelLossObjective(section.name or "model_loss", **weight)]
     if section.loss in ("readout", "supervised_attention"):
@@ -177,7 +190,9 @@ def _objectives_of(section: ObjectiveSection, modules: Sequence[DistilledModule]
     ]
 
 
-def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[Objective]:
+def _hidden(
+    section: ObjectiveSection, modules: Sequence[DistilledModule], weight: float, where: str
+) -> list[Objective]:
     known = [m.name for m in modules]
     wanted = known if section.modules in (None, "all") else section.modules
     for j, name in enumerate(wanted):
@@ -195,7 +210,7 @@ def _hidden(section: ObjectiveSection, modules: Sequence[DistilledModule], where
             module=m.name,
             where=Where(mask=m.mask, rows=m.rows),
             projector=section.projector,
-            weight=section.weight,
+            weight=weight,
         )
         for m in modules
         if m.name in wanted

@@ -14,6 +14,7 @@ from potstill.errors import PotstillError, RecipeError, suggest
 from potstill.policies import POLICIES
 from potstill.recipe import Recipe
 from potstill.recipe.schema import ObjectiveSection
+from potstill.run.maps import map_losses
 from potstill.students import STUDENTS
 
 # Losses that are no function of two tensors, with the fields each needs.
@@ -28,8 +29,12 @@ LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention"
 _SPECIAL_OPTIONS = {
     "cross_entropy": ("label_smoothing",),
     "readout": ("classes", "rows", "skip"),
-    "supervised_attention": ("grid", "first", "supervised"),
+    "supervised_attention": ("grid", "skip", "supervised"),
 }
+_MAPS_FILLED_IN = (
+    *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
+    *("projection", "teacher_values"),  # a part of the objective; not tapped
+)
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
 
 
@@ -64,9 +69,11 @@ def check_names(recipe: Recipe) -> None:
         policy = POLICIES.get(recipe.policy.name, "policy.name")
         known = set(inspect.signature(policy).parameters) - {"arms", "seed"}
         _check_options(recipe.policy.options, known | set(type(recipe.policy).model_fields), "policy")
-        if not any(o.loss == "hidden" for o in recipe.objectives):
+        if not any(o.loss == "hidden" or (o.loss in map_losses() and o.pairs is None) for o in recipe.objectives):
             raise RecipeError(
-                "there is no module to choose among", where="policy", hint='Add an objective with loss: "hidden".'
+                "there is no module to choose among",
+                where="policy",
+                hint='Add an objective with loss: "hidden", or a loss of attention maps.',
             )
     builder = STUDENTS.get(recipe.student.builder, "student.builder")
     known = set(list(inspect.signature(builder).parameters)[1:]) - {"data_fields"}
@@ -83,8 +90,11 @@ def _check_objective(section: ObjectiveSection, where: str) -> None:
     name = section.loss
     if name in SPECIAL_LOSSES:
         needed, options = SPECIAL_LOSSES[name], set(_SPECIAL_OPTIONS.get(name, ()))
+    elif name in map_losses():
+        needed = ()
+        options = set(inspect.signature(getattr(losses, name)).parameters) - set(_MAPS_FILLED_IN)
     else:
-        known = usable_losses()
+        known = [*usable_losses(), *map_losses()]
         if name not in known:
             raise RecipeError(
                 f'unknown loss "{name}"', where=f"{where}.loss", hint=suggest(name, [*known, *SPECIAL_LOSSES])

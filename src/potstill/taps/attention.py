@@ -87,6 +87,15 @@ class Reading:
         return self
 
 
+def attention_kinds(model: nn.Module, path: str) -> set[str]:
+    """Return which attention there is at or below a path: "self", "cross", both or none."""
+    return {_kind(n) for n, module in model.get_submodule(path).named_modules() if is_attention(module)}
+
+
+def _kind(name: str) -> str:
+    return "cross" if _CROSS.search(name) else "self"
+
+
 def find_attention(model: nn.Module, path: str, kind: str | None = None, *, where: str = "taps") -> str:
     """Return the path of the one attention module at or below ``path``.
 
@@ -103,7 +112,7 @@ def find_attention(model: nn.Module, path: str, kind: str | None = None, *, wher
     if is_attention(root):
         return path
     found = [name for name, module in root.named_modules() if is_attention(module)]
-    wanted = [n for n in found if kind is None or (_CROSS.search(n) is not None) == (kind == "cross")]
+    wanted = [n for n in found if kind in (None, _kind(n))]
     if len(wanted) == 1:
         return f"{path}.{wanted[0]}" if path else wanted[0]
     what = f"{kind}-attention" if kind else "attention"

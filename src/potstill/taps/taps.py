@@ -195,7 +195,7 @@ class Taps:
         if missing:
             what = "gave no attention map" if Tap.parse(missing[0]).is_attention else "did not run"
             raise InputError(
-                f'the tapped module "{missing[0]}" {what} in this forward pass',
+                f"the tapped module {what} in this forward pass",
                 where=f'tap "{missing[0]}"',
                 hint="Tap a module that every batch goes through; install taps before torch.compile.",
             )

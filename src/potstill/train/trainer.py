@@ -204,6 +204,8 @@ class DistillationTrainer(ResumableTrainer):
         self.guard.begin_step(self.state.global_step, batches)
         if self.guard.skips:  # what a step that is dropped must leave as it was
             self._before = {name: list(kept) for name, kept in self._window.items()}, list(self._loss)
+        if self.state.global_step == 0 and self.model.alphas.are_measured:
+            self._begin_alphas(batches)
         self._loss[1] += 1
         per_batch = [self.model.count(batch) for batch in batches]
         names = list(per_batch[0])
@@ -218,16 +220,31 @@ class DistillationTrainer(ResumableTrainer):
                 self.history.add(event)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step and self.accelerator.sync_gradients:  # the window's last micro-batch
-            self._balance()
+            self.model.alphas.take(self._means_of_step())
         return loss
 
-    def _balance(self) -> None:
-        """Tell the automatic weights the means of the step, over the whole window and all ranks."""
+    @torch.no_grad()
+    def _begin_alphas(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Start the automatic weights from the whole first window: a batch of one process is not the same in all."""
+        was_training = self.model.training
+        self.model.eval()
+        for batch in map(self._prepare_inputs, batches):
+            with self.compute_loss_context_manager():
+                output = self.model(batch, self.teacher.signal(batch) if self.teacher is not None else None)
+            for name, total in output.totals.items():
+                kept = self._step.setdefault(name, [0.0, 0.0])
+                kept[0] += total.item()
+                kept[1] += output.counts[name].item()
+        self.model.train(was_training)
+        self.model.alphas.begin(self._means_of_step())
+
+    def _means_of_step(self) -> dict[str, float]:
+        """Return the mean of every term over the whole window and all ranks, and forget them."""
         names = [o.name for o in self.model.objectives]
         sums = torch.tensor([self._step.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
         rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
-        self.model.alphas.take({name: total / count for name, (total, count) in zip(names, rows) if count})
         self._step = {}
+        return {name: total / count for name, (total, count) in zip(names, rows) if count}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Ask the teacher, then call the wrapped module: its ``.module`` would skip the gradient reduction."""

@@ -1,0 +1,78 @@
+"""The objectives on attention maps that a recipe asks for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from torch import nn
+
+import potstill.losses as losses
+from potstill.errors import RecipeError, suggest
+from potstill.models.pairing import DistilledModule
+from potstill.objectives import AttentionObjective
+from potstill.objectives.maps import KINDS
+from potstill.recipe.schema import ObjectiveSection
+from potstill.taps.attention import attention_kinds
+
+
+def map_losses() -> list[str]:
+    """Return the losses of attention maps that an objective can name."""
+    functions = [name for name in losses.__all__ if callable(getattr(losses, name))]
+    return [n for n in functions if "student_attn" in inspect.signature(getattr(losses, n)).parameters]
+
+
+def attention_objectives(
+    section: ObjectiveSection,
+    modules: Sequence[DistilledModule],
+    student: nn.Module,
+    teacher: nn.Module,
+    weight: float,
+    where: str,
+) -> list[AttentionObjective]:
+    """Return one objective for all pairs the section names, or one for every module that has attention of the kind.
+
+    The weights of several are their shares of the pairs: together they are the mean over all pairs.
+    """
+    shared = {"resize": section.resize, "options": section.options}
+    prefix = section.name or section.loss
+    loss = getattr(losses, section.loss)
+    if section.pairs is not None:
+        return [AttentionObjective(prefix, loss, section.pairs, mask=section.mask, weight=weight, **shared)]
+    known = [m.name for m in modules]
+    wanted = known if section.modules in (None, "all") else section.modules
+    for j, name in enumerate(wanted):
+        if name not in known:
+            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    pairs = {
+        m.name: [
+            (s, t, kind)
+            for s, t in m.pairs[-section.layers :]
+            for kind in section.attention or KINDS
+            if kind in attention_kinds(student, s) and kind in attention_kinds(teacher, t)
+        ]
+        for m in modules
+        if m.name in wanted
+    }
+    number = sum(map(len, pairs.values()))
+    if not number:
+        raise RecipeError(
+            "the last layers of these modules have no such attention in both models",
+            where=f"{where}.attention" if section.attention else f"{where}.modules",
+            got=", ".join(wanted),
+            hint="Give pairs: [[student layer, teacher layer, self]].",
+        )
+    return [
+        AttentionObjective(
+            f"{prefix}.{m.name}",
+            loss,
+            pairs[m.name],
+            mask=m.mask,
+            rows=m.rows,
+            module=m.name,
+            weight=weight * len(pairs[m.name]) / number,
+            **shared,
+        )
+        for m in modules
+        if pairs.get(m.name)
+    ]
