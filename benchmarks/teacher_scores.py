@@ -1,8 +1,10 @@
-"""Scores of the shipped teacher on every split of the scenes.
+"""Scores of a teacher on every split of the scenes.
 
     python benchmarks/teacher_scores.py [--model coca-scenes] [--samples 4000]
+    python benchmarks/teacher_scores.py --model runs/vl-t5/student --recipe teach-vl-t5 --out vl_t5_scores.csv \\
+        --splits test heldout_vendor heldout_pairs heldout_directions
 
-Replaces benchmarks/results/teacher_scores.csv.
+Replaces benchmarks/results/teacher_scores.csv, or the file named.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="coca-scenes")
     parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--recipe", default="optima-scenes", help="whose data is measured on")
+    parser.add_argument("--splits", nargs="+", default=SPLITS)
+    parser.add_argument("--out", default="teacher_scores.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     where = origin()
-    source = build_source(load_recipe("optima-scenes"))
+    source = build_source(load_recipe(options.recipe))
     model = load_model(options.model, where="--model")
     rows = []
-    for split in SPLITS:
+    for split in options.splits:
         dataset = source.split(split, options.samples)
         for task, scores in evaluate_tasks(model, dataset, source.collator).items():
             row = {"model": options.model, "split": split, "task": task, "samples": scores["samples"]}
@@ -39,7 +44,7 @@ def main() -> None:
             for kind, value in scores.get("kinds", {}).items():
                 rows.append({**row, "kind": kind, "score": f"{value:.4f}", "stderr": "", **where})
             print(f"{split:18} {task:12} {main_score(scores):.4f} ± {error:.4f}", flush=True)
-    write_rows(RESULTS / "teacher_scores.csv", rows)
+    write_rows(RESULTS / options.out, rows)
 
 
 if __name__ == "__main__":

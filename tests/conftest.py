@@ -67,6 +67,15 @@ def _t5():
     return model, {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
 
 
+def _vl_t5():
+    from potstill.models.vl_t5 import VLT5Config, VLT5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 2}
+    image = {"image_size": 16, "visual_layers": 4, "vocab_size": 50}
+    model = VLT5ForConditionalGeneration(VLT5Config.small_scenes(**sizes, **image))
+    return model, {"pixel_values": PIXELS, "input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
+
+
 def _bert(name):
     import transformers
 
@@ -117,6 +126,7 @@ _MAKERS = {
     "vit-gpt2": lambda: _vision_encoder_decoder("gpt2"),
     "vit-bert": lambda: _vision_encoder_decoder("bert"),
     "t5": _t5,
+    "vl_t5": _vl_t5,
     "bert": lambda: _bert("BertModel"),
     "bert-mlm": lambda: _bert("BertForMaskedLM"),
     "vit": _vit,

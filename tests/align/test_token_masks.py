@@ -36,6 +36,12 @@ def test_a_token_that_the_model_appended_counts():
     ]
 
 
+def test_tokens_that_the_model_puts_behind_the_batch_all_count():
+    whole = token_mask(BATCH, "decoder_attention_mask|attention_mask+2", tokens=5)
+    assert whole.tolist() == [[True, True, False, True, True], [True, False, False, True, True]]
+    assert token_mask(BATCH, "labels+1").shape == (2, 4)
+
+
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(ShapeError, match=r'mask "attention_mask" does not fit.*expected 7 tokens; got shape \(2, 3\)'):
         token_mask(BATCH, "attention_mask", tokens=7)

@@ -27,12 +27,31 @@ def test_the_model_is_given_the_question_the_picture_and_the_answer_but_no_label
     assert set(model_inputs(model)({**batch, **extra})) == set(batch)
 
 
-def test_padding_of_question_and_answer_changes_no_prediction(answering):
+def cut(batch, question=None, answer=None):
+    """The second row of the batch without its padding."""
+    lengths = {"input_ids": question, "attention_mask": question, "decoder_input_ids": answer}
+    return {k: v[1:, : lengths[k]] if k in lengths else v[1:] for k, v in batch.items()}
+
+
+def test_padding_of_an_answer_changes_no_prediction(answering):
     model, batch = answering
-    short = {k: v[1:] for k, v in batch.items()}
-    short["input_ids"], short["attention_mask"] = short["input_ids"][:, :4], short["attention_mask"][:, :4]
-    short["decoder_input_ids"] = short["decoder_input_ids"][:, :3]
-    torch.testing.assert_close(predicted(model, batch)[1:, :3], predicted(model, short), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(predicted(model, batch)[1:, :3], predicted(model, cut(batch, answer=3)))
+
+
+def test_padding_of_a_question_is_masked_in_the_encoder(answering):
+    model, batch = answering
+    states = []
+    with Taps(model, ["text_encoder"]) as taps, torch.no_grad():
+        for given in (batch, cut(batch, question=4)):
+            states.append(observe(model, given, taps, (), ["text_encoder"]).tapped["text_encoder"])
+    torch.testing.assert_close(states[0][1:, :4], states[1])
+
+
+def test_padding_of_a_question_is_read_by_the_decoder_in_spite_of_its_mask(answering):
+    """BlipTextAttention hands no mask of the keys on to its cross-attention."""
+    model, batch = answering
+    change = (predicted(model, batch)[1:, :3] - predicted(model, cut(batch, 4, 3))).abs().max()
+    assert change > 1e-4
 
 
 def test_labels_without_decoder_input_are_fed_to_the_decoder_as_they_are(answering):

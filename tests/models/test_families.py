@@ -44,6 +44,11 @@ EXPECTED = {
         ("text_decoder", "decoder.bert.encoder.layer", DECODER_MASK),
     ],
     "t5": [("text_encoder", "encoder.block", "attention_mask"), ("text_decoder", "decoder.block", DECODER_MASK)],
+    "vl_t5": [
+        ("image_encoder", "visual.block", None),
+        ("multimodal_encoder", "encoder.block", "attention_mask+4"),
+        ("text_decoder", "decoder.block", DECODER_MASK),
+    ],
     "bert": [("text_encoder", "encoder.layer", "attention_mask")],
     "bert-mlm": [("text_encoder", "bert.encoder.layer", "attention_mask")],
     "vit": [("image_encoder", "vit.layers", None)],

@@ -122,3 +122,13 @@ def test_a_readout_takes_one_label_for_each_token():
     expected = nn.functional.cross_entropy(part(hidden)[labels >= 0], labels[labels >= 0], reduction="sum")
     assert readout.total(Seen(batch, signal), part).item() == pytest.approx(expected.item(), rel=1e-5)
     assert readout.count(batch) == 6
+
+
+def test_a_readout_leaves_out_the_tokens_that_the_model_puts_behind_those_of_the_batch():
+    torch.manual_seed(0)
+    readout = ReadoutObjective("r", "block", "labels", classes=3)
+    hidden, labels = torch.randn(2, 9, 4), torch.tensor([[0, 1, -100, 2, -100], [-100, -100, 1, 1, 0]])
+    part = readout.build_part(Signal({}, {"block": hidden}), None)
+    batch = {"labels": labels}
+    found = readout.total(Seen(batch, Signal({}, {"block": hidden})), part)
+    assert torch.equal(found, readout.total(Seen(batch, Signal({}, {"block": hidden[:, :5]})), part))

@@ -23,7 +23,7 @@ DATA = {
     ],
     "recipes": [
         *("kd-blip-vqa.yaml", "kd-scenes.yaml", "optima-scenes.yaml"),
-        *("teach-blip-caption.yaml", "teach-blip-vqa.yaml", "teach-scenes.yaml"),
+        *("teach-blip-caption.yaml", "teach-blip-vqa.yaml", "teach-scenes.yaml", "teach-vl-t5.yaml"),
     ],
     "report/page": ["report.css", "report.html"],
 }

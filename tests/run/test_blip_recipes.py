@@ -39,7 +39,9 @@ def test_a_teacher_of_questions_is_trained_and_measured_by_what_it_writes(taught
     assert 0 <= scores(taught)["vqa"]["accuracy"] <= 1
     rows = [json.loads(line) for line in (taught / "history.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "terms" in row]
-    assert {name for row in steps for name in row["terms"]} == {"tokens", "answer", "supervised_attention"}
+    assert {name for row in steps for name in row["terms"]} == {
+        *("answer", "phrases", "supervised_attention", "tokens"),
+    }
 
 
 @pytest.mark.parametrize("heads", [2, 3])

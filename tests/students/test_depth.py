@@ -9,7 +9,7 @@ from potstill.models.families import family_of
 from potstill.students import build_depth_student
 
 ALL = ["coca", "clip", "siglip", "blip", "blip-caption", "blip-vqa", "vit-gpt2", "vit-bert", "t5", "bert", "bert-mlm"]
-ALL += ["vit", "llama", "qwen3"]
+ALL += ["vit", "llama", "qwen3", "vl_t5"]
 
 
 def fingerprint(model):

@@ -10,7 +10,7 @@ from potstill.students import build_width_student
 from potstill.students.copying import leading_slice
 
 ALL = ["coca", "clip", "siglip", "blip", "blip-caption", "blip-vqa", "vit-gpt2", "vit-bert", "t5", "bert", "bert-mlm"]
-ALL += ["vit", "llama", "qwen3"]
+ALL += ["vit", "llama", "qwen3", "vl_t5"]
 
 
 def fingerprint(model):

@@ -65,7 +65,7 @@ def test_a_tap_that_cannot_be_read_shows_the_forms(text):
 
 
 def test_a_module_that_did_not_run_is_named():
-    with pytest.raises(InputError, match='tap "idle": the tapped module did not run'):
+    with pytest.raises(InputError, match=r'tap "idle": .*did not run'):
         seen(Net(), ["idle"])
 
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.ends import read_ends
+from potstill.data.scenes.pixels import Pixels, read_pixels
+from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import TextToTextCollator, check_form
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import RecipeError
@@ -31,6 +34,7 @@ def build_scenes(
     directions: Sequence[str] | None = None,
     masks: bool = False,
     phrases: bool = False,
+    places: bool = False,
     max_tokens: int = 40,
     size: int | None = None,
     seed: int = 0,
@@ -44,8 +48,9 @@ def build_scenes(
     Args:
         form: What a batch looks like: "classes" (``SceneCollator``, for CoCa), or as ``TextToTextCollator`` makes it
             "text_to_text" (T5), "question_answer" or "captioning" (BLIP).
-        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. Not with
-            "classes".
+        tokenizer: Of a packaged model, a folder or a name on the hub; null = the scenes' own words. If its folder says
+            how pictures are prepared (preprocessor_config.json), they are resized and normalised so; if it is that of a
+            BLIP, its texts begin and end with the model's tokens. Not with "classes".
 
     Raises:
         RecipeError: A form that does not exist or cannot hold a task, or a tokenizer that cannot be read.
@@ -66,16 +71,19 @@ def build_scenes(
         "kinds": kinds,
         "masks": masks,
         "phrases": phrases,
+        "places": places,
     }
     spoken = {"languages": languages, "directions": directions}
 
     def make(split: str, length: int | None) -> SceneDataset:
         if split == "train":
             return SceneDataset("train", tasks, length or size, vendors=vendors, **spoken, **common)
-        asked: dict[str, Any] = dict(common, masks=False, phrases=False, seed=EVALUATION_SEED)
+        asked: dict[str, Any] = dict(common, masks=False, phrases=False, places=False, seed=EVALUATION_SEED)
         if split in ("heldout_language", "heldout_directions"):
             asked["kinds"] = None
             only = "caption" if split == "heldout_language" else "translation"
+            if split == "heldout_directions" and tokenizer is None:
+                _check_heard(known)
             return SceneDataset(split, (only,), length, vendors=vendors, **asked)
         if is_written:
             asked |= spoken
@@ -84,9 +92,13 @@ def build_scenes(
     train = make("train", None)
     heard = (language for direction in train.directions for language in direction.split("-"))
     known = tuple(dict.fromkeys([*languages, *heard, "es"]))
-    words = build_tokenizer(concepts, known, prompts=is_written) if tokenizer is None else load_tokenizer(tokenizer)
+    pixels, ends = None, (None, None)
+    if tokenizer is None:
+        words: Any = build_tokenizer(concepts, known, prompts=is_written)
+    else:
+        words, pixels, ends = load_tokenizer(tokenizer)
     fields = {
-        "image_size": image_size,
+        "image_size": image_size if pixels is None else pixels.size,
         "vocab_size": len(words),
         "pad_token_id": words.pad_token_id,
         "eos_token_id": words.eos_token_id,
@@ -94,7 +106,10 @@ def build_scenes(
     if words.bos_token_id is not None:
         fields["bos_token_id"] = words.bos_token_id
     if is_written:
-        collator: Any = TextToTextCollator(words, form, max_tokens)
+        collator: Any = TextToTextCollator(words, form, max_tokens, pixels, ends)
+        fields["eos_token_id"] = collator.end
+        if form != "text_to_text":
+            fields["bos_token_id"] = collator.begin  # a tokenizer without one begins with its CLS
     else:
         collator = SceneCollator(words, train.task_labels, max_tokens)
         fields["task_labels"] = train.task_labels
@@ -116,8 +131,20 @@ def build_scenes(
     )
 
 
-def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer in the folder of a model: packaged, on disk, or on the hub.
+def _check_heard(known: Sequence[str]) -> None:
+    unheard = sorted({language for one in HELDOUT_DIRECTIONS for language in one.split("-")} - set(known))
+    if unheard:
+        raise RecipeError(
+            f"the data has no words of {', '.join(unheard)}",
+            where='split "heldout_directions"',
+            hint="Train on directions from and to each of its languages: [en-de, de-en, en-fr, fr-en].",
+        )
+
+
+def load_tokenizer(name: str) -> tuple[Any, Pixels | None, tuple[int | None, int | None]]:
+    """Return the tokenizer in the folder of a model (packaged, on disk, or on the hub) and what else it expects.
+
+    That is how it has its pictures, and the first and last token it writes (None = its tokenizer's).
 
     Raises:
         RecipeError: There is none of that name, or it cannot be read.
@@ -125,8 +152,9 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = find_model(name, where="tokenizer")
+    pixels, ends = read_pixels(folder), read_ends(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), pixels, ends
     except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(

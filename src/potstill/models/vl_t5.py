@@ -97,15 +97,24 @@ class VLT5ForConditionalGeneration(T5ForConditionalGeneration):
         self.visual = VLT5Visual(encoder_config)
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: transformers 5.23 leaves out modules without parameters of their own in classes outside its package.
+
+        T5 gives its projections their start in just such modules (attention, feed-forward); left out, they would keep
+        a standard deviation of 1 instead of about 0.1.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Give every parameter its start: T5's own, convolutions by fan-in, positions like T5's embeddings."""
+        """Give every parameter its start: T5's own, convolutions by fan-in, positions half as large as their tokens."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             initialization.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, VLT5Visual):
             for positions in (module.rows, module.columns):
-                initialization.normal_(positions, std=self.config.initializer_factor * 0.5**0.5)
+                initialization.normal_(positions, std=self.config.initializer_factor * 0.5**1.5)
 
     def encode(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
@@ -127,8 +136,9 @@ class VLT5ForConditionalGeneration(T5ForConditionalGeneration):
         self._check_inputs(pixel_values, input_ids)
         tokens = self.visual(pixel_values)
         embedded = torch.cat([self.shared(input_ids), tokens.to(self.shared.weight.dtype)], dim=1)  # [B, T + N, D]
-        mask = self._joint_mask(attention_mask)
-        return self.encoder(inputs_embeds=embedded, attention_mask=mask, **kwargs)
+        out = self.encoder(inputs_embeds=embedded, attention_mask=self._joint_mask(attention_mask), **kwargs)
+        # T5 would read any other class by position, and take attentions for hidden states where it has no such.
+        return BaseModelOutput(out.last_hidden_state, hidden_states=out.hidden_states, attentions=out.attentions)
 
     def forward(
         self,
@@ -250,7 +260,8 @@ def from_t5(name_or_path: str | Path, *, seed: int = 0, **fields: Any) -> VLT5Fo
     Args:
         name_or_path: Folder or hub name of a T5 ("t5-base").
         seed: Seed of the visual part's start; the global generator is left as it was.
-        fields: Fields of ``VLT5Config`` that T5 does not have: ``image_size``, ``stem``, …
+        fields: Fields of ``VLT5Config`` that T5 does not have: ``image_size``, ``stem``, … Others must be what the
+            checkpoint says; ``vocab_size`` may be less.
 
     Raises:
         RecipeError: There is no such model, or it is no T5.
@@ -264,7 +275,10 @@ def from_t5(name_or_path: str | Path, *, seed: int = 0, **fields: Any) -> VLT5Fo
             "is no T5 that writes", where="text_model", expected="T5ForConditionalGeneration", got=type(t5).__name__
         )
     own = {name: getattr(t5.config, name) for name in T5Config.__annotations__ if name != "model_type"}
-    own["decoder_start_token_id"] = t5.config.decoder_start_token_id
+    own["decoder_start_token_id"] = getattr(t5.config, "decoder_start_token_id", None)
+    # Checkpoints have a few more embeddings than their tokenizer has tokens.
+    if own["vocab_size"] >= fields.get("vocab_size", 0):
+        fields.pop("vocab_size", None)
     for name, value in fields.items():
         if name in own and own[name] != value:
             raise InputError("the checkpoint says otherwise", where=f"fields.{name}", expected=own[name], got=value)

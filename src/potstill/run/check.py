@@ -150,6 +150,8 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
         return
     sections = [config] + [s for k in ("text_config", "vision_config") if (s := getattr(config, k, None)) is not None]
     is_classifier = "Classification" in type(model).__name__
+    # A BLIP begins to write with its own first token, whatever the tokenizer's is.
+    writes_from_it = getattr(config, "model_type", None) == "blip"
     for field, wanted in source.model_fields.items():
         has = next((v for s in sections if (v := getattr(s, field, None)) is not None), None)
         if has is None:
@@ -160,6 +162,7 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
                     raise _other_data(role, f"{field}.{task}", wanted[task], has[task])
         elif (
             (field == "vocab_size" and has < wanted)
+            or (field == "bos_token_id" and writes_from_it and has != wanted)
             or (field == "image_size" and has != wanted)
             or (field == "num_labels" and is_classifier and has < wanted)
         ):

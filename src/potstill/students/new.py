@@ -33,6 +33,7 @@ def build_new_student(
     fields: Mapping[str, Any] | None = None,
     scale: Mapping[str, float] | None = None,
     start: str | None = None,
+    text_model: str | None = None,
     data_fields: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, StudentRecord]:
@@ -47,6 +48,8 @@ def build_new_student(
             where a configuration has one width of the start for all weights, and positions would be drowned.
         start: A model, by packaged name, folder or hub name, whose tensors of the same name and shape are copied: the
             image tower of a model for another task, say. None = all is random.
+        text_model: For "vl_t5": folder or hub name of a T5 ("t5-base") that its text part starts from; ``fields`` are
+            then those of the visual part. Its tokenizer goes with it: data: {tokenizer: t5-base}.
         data_fields: Fields the data dictates (vocabulary, labels, picture size); the run fills them in, in the parts
             of a nested configuration that have them. A decoder that ends its texts with a separator, as those of the
             BERT line do, gets the data's end-of-text token for it.
@@ -65,6 +68,12 @@ def build_new_student(
         raise RecipeError("not a name", where="family", got=family)
     fields, data_fields = dict(fields or {}), dict(data_fields or {})
     refuse_absurd(fields, "fields")
+    if text_model is not None:
+        for where, given in (("architecture", architecture), ("scale", scale), ("start", start)):
+            if given is not None:
+                raise RecipeError('does not go together with "text_model"', where=where)
+        _merged(fields, data_fields, "fields")
+        return _from_t5(family, text_model, fields, data_fields, seed)
     if family in _OWN:
         home = importlib.import_module(_OWN[family][0])
         config_class, plain = (getattr(home, name) for name in _OWN[family][1:])
@@ -176,3 +185,23 @@ def _refuse_unknown(config: Any, fields: Mapping[str, Any], where: str) -> None:
         if not hasattr(config, str(key)):
             hint = suggest(str(key), config.to_dict())
             raise RecipeError(f"{type(config).__name__} has no such field", where=f"{where}.{key}", hint=hint)
+
+
+def _from_t5(
+    family: str, text_model: str, fields: dict[str, Any], data_fields: dict[str, Any], seed: int
+) -> tuple[nn.Module, StudentRecord]:
+    from potstill.models.vl_t5 import from_t5
+
+    if family != "vl_t5":
+        raise RecipeError("only a VL-T5 has a text part to start from", where="text_model", expected='family: "vl_t5"')
+    student = from_t5(text_model, seed=seed, **{**fields, **data_fields}).train()
+    return student, StudentRecord(
+        builder="new",
+        arguments={"family": family, "fields": fields, "text_model": text_model, "seed": seed},
+        student_class=type(student).__name__,
+        teacher_class=None,
+        parameters=count_parameters(student),
+        teacher_parameters=None,
+        copied=[name for name in student.state_dict() if not name.startswith("visual.")],
+        fresh=[name for name in student.state_dict() if name.startswith("visual.")],
+    )

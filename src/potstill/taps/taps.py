@@ -236,7 +236,7 @@ class Taps:
         if lost_graph and any(p.requires_grad for p in module.parameters()):
             raise InputError(
                 f'the tapped module "{text}" runs without a graph: nothing it shows could be trained',
-                where="taps",
+                where=f'tap "{text}"',
                 hint='With gradient checkpointing set "use_reentrant": False.',
             )
         return True

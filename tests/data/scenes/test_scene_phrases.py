@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from potstill.data.scenes import SceneCollator, SceneDataset, build_tokenizer
+from potstill.data.scenes.composer import POSITIONS
 from potstill.data.scenes.wording import PhraseFinder
 from potstill.errors import InputError
 
@@ -93,3 +94,19 @@ def test_kinds_that_are_unknown_or_leave_a_task_empty_are_refused(tasks, kinds, 
     with pytest.raises(InputError, match=said) as caught:
         SceneDataset("train", tasks, kinds=kinds)
     assert caught.value.where == "kinds"
+
+
+def test_places_in_questions_point_at_themselves():
+    given = {"kinds": ("what", "colour", "where"), "phrases": True}
+    plain, more = SceneDataset("train", ("vqa",), **given), SceneDataset("train", ("vqa",), places=True, **given)
+    seen = set()
+    for without, sample in zip(plain.__getitems__(range(60)), more.__getitems__(range(60))):
+        assert sample["text"] == without["text"]
+        assert [row for row in sample["phrases"] if row not in without["phrases"]] == (
+            [] if sample["kind"] == "where" else [(len(sample["text"]) - 1, sample["phrases"][-1][1])]
+        )
+        if sample["kind"] != "where":
+            place = " ".join(sample["text"].rstrip("?").split()[-2:])
+            assert sample["phrases"][-1][1] == 1 << POSITIONS.index(place)
+        seen.add(sample["kind"])
+    assert seen == {"what", "colour", "where"}

@@ -1,8 +1,12 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from potstill.data.scene_source import build_scenes
 from potstill.data.scenes import SceneDataset, TextToTextCollator, build_tokenizer
+from potstill.data.scenes.composer import POSITIONS
 from potstill.data.scenes.splits import HELDOUT_DIRECTIONS
 from potstill.data.scenes.text_to_text import FORMS, prompt_of
 from potstill.errors import InputError, RecipeError
@@ -86,6 +90,37 @@ def test_phrases_are_marked_at_their_last_token_in_the_prompt(tokenizer):
         if sample["task"] == "translation":
             assert not found
     assert marked > 60
+
+
+def test_target_places_are_where_the_written_things_stand(tokenizer):
+    tasks = ("caption", "vqa", "translation", "grounding")
+    rows = samples(tasks, 400, languages=LANGUAGES, directions=DIRECTIONS, phrases=True)
+    batch = TextToTextCollator(tokenizer)(rows)
+    checked = set()
+    for row, sample in enumerate(rows):
+        places = batch["target_places"][row]
+        assert places[batch["labels"][row] == -100].eq(-100).all()
+        things = sample["scenes"][0].visible
+        words = [tokenizer.decode([t]) for t in batch["labels"][row].tolist() if t != -100]
+        if sample["task"] == "grounding":
+            named = {t.concept for t in things}
+            assert sum(set(places[places >= 0].tolist())) == sum(1 << t.cell for t in things)
+            assert len(set(places[places >= 0].tolist())) == len(named)
+        elif sample["task"] != "vqa":
+            cells = [1 << t.cell for t in things]
+            number = 0
+            for word, place in zip(words, places.tolist()):
+                number += word == ","
+                assert place == (-100 if word in (",", "[EOS]") else cells[number])
+        elif sample["kind"] in ("what", "colour"):
+            cell = next(i for i, p in enumerate(POSITIONS) if p in sample["text"])
+            assert set(places[places != -100].tolist()) == {1 << cell}
+        elif sample["kind"] == "where":
+            assert 1 << POSITIONS.index(sample["truth"]) == places[0]
+        elif sample["kind"] == "background":
+            assert places.eq(-100).all()
+        checked.add((sample["task"], sample["kind"]))
+    assert len(checked) == 1 + 8 + 4 + 1
 
 
 def test_a_question_and_its_answer_fit_blip(tokenizer):
@@ -190,10 +225,65 @@ def test_a_direction_that_is_none_is_refused(wrong):
 
 
 def test_the_source_measures_what_it_trains_and_the_held_out_directions():
-    source = build_scenes(form="text_to_text", tasks=["vqa", "translation"], languages=["en", "de"], directions="de-en")
+    options = {"form": "text_to_text", "tasks": ["vqa", "translation"], "directions": "de-en"}
+    source = build_scenes(**options, languages=["en", "de", "fr"])
     assert {s["kind"] for s in map(source.split("test", 40).__getitem__, range(40)) if s["task"] == "translation"} == {
         "de-en"
     }
     held = source.split("heldout_directions", 20)
     assert {s["task"] for s in map(held.__getitem__, range(20))} == {"translation"}
     assert source.describe()["directions"] == ["de-en"]
+    with pytest.raises(RecipeError, match="has no words of fr"):
+        build_scenes(**options).split("heldout_directions", 20)
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A folder with the scenes' tokenizer, and a function that writes how its model has its pictures."""
+    build_tokenizer(prompts=True).save_pretrained(tmp_path)
+
+    def write(**config):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return write
+
+
+def pictures(folder, image_size=48):
+    options = {"tasks": ["vqa"], "form": "question_answer", "image_size": image_size}
+    source = build_scenes(**options, tokenizer=folder)
+    rows = source.split("test", 4).__getitems__(range(4))
+    plain = torch.tensor(np.stack([s["images"][0] for s in rows])).permute(0, 3, 1, 2) / 255
+    return source, plain, source.collator(rows)["pixel_values"]
+
+
+def test_pictures_are_prepared_as_the_folder_of_the_tokenizer_says(model_folder):
+    folder = model_folder(size={"height": 96, "width": 96}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.4, 0.2])
+    source, plain, made = pictures(folder)
+    assert source.model_fields["image_size"] == 96
+    assert made.shape == (4, 3, 96, 96)
+    back = made * torch.tensor([0.5, 0.4, 0.2]).view(3, 1, 1) + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    # Enlarged and averaged again, a picture is what it was but for the smoothing.
+    assert (torch.nn.functional.avg_pool2d(back, 2) - plain).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [48, {"shortest_edge": 48}])
+def test_pictures_of_the_right_size_are_only_normalised(model_folder, size):
+    _, plain, made = pictures(model_folder(size=size, image_mean=[0.0] * 3, image_std=[1.0] * 3))
+    torch.testing.assert_close(made, plain)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"size": {"height": 96, "width": 64}}, {}, {"size": 96, "image_mean": [0.5]}, {"size": 96, "rescale_factor": 1.0}],
+)
+def test_pictures_that_the_scenes_cannot_give_are_refused(model_folder, config):
+    with pytest.raises(RecipeError, match=r"preprocessor_config\.json"):
+        pictures(model_folder(**config))
+
+
+def test_a_damaged_preprocessor_is_named(model_folder, tmp_path):
+    folder = model_folder()
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        pictures(folder)

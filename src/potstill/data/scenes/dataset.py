@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from potstill.data.scenes import entailment, nlvr2, vqa
-from potstill.data.scenes.composer import Painter, Scene, SceneBuilder
+from potstill.data.scenes.composer import POSITIONS, Painter, Scene, SceneBuilder
 from potstill.data.scenes.draws import Draws, draws_for, make_key
 from potstill.data.scenes.pack import load_pack
 from potstill.data.scenes.splits import HELDOUT_DIRECTIONS, Split, get_split, heldout_partners
@@ -61,6 +61,7 @@ class SceneDataset(Dataset):
         masks: Also give ``masks`` and ``concept_map`` for every sample.
         phrases: Also give ``phrases``: what the names in a sentence about one picture point at. Always with the task
             "grounding".
+        places: With phrases, also what the places in a question or claim point at ("the top left" at its quadrant).
         extra_packs: Folders with further vendors (see ``tools/build_scene_pack.py``).
 
     Attributes:
@@ -100,12 +101,13 @@ class SceneDataset(Dataset):
         directions: Sequence[str] | None = None,
         masks: bool = False,
         phrases: bool = False,
+        places: bool = False,
         extra_packs: Sequence[str | Path] = (),
     ):
         self.split = get_split(split)
         self.tasks = _check_tasks(self.split.tasks if tasks is None else tasks, self.split.name)
         self.size = self.split.size if size is None else size
-        self.seed, self.image_size, self.masks = seed, image_size, masks
+        self.seed, self.image_size, self.masks, self.places = seed, image_size, masks, places
         self.languages = check_languages(self.split.languages if languages is None else languages)
         self.directions = _choose_directions(self.split, self.tasks, self.languages, directions)
         pack = load_pack(tuple(str(folder) for folder in extra_packs))
@@ -149,7 +151,7 @@ class SceneDataset(Dataset):
             sample = self._makers[task](draws)
             sample["task"], sample["index"] = task, index
             if self._finder is not None:
-                sample["phrases"] = self._phrases(sample)
+                sample["phrases"] = sorted([*self._phrases(sample), *self._places(sample)])
             samples.append(sample)
         pictures = self.painter.paint([scene for sample in samples for scene in sample["scenes"]])
         start = 0
@@ -181,6 +183,12 @@ class SceneDataset(Dataset):
             (end, sum(1 << cell for cell in {t.cell for t in seen if t.concept in members}))
             for end, members in self._finder(sample["text"])
         ]
+
+    def _places(self, sample: dict[str, Any]) -> list[tuple[int, int]]:
+        if not self.places or sample["task"] not in ("vqa", "entailment"):
+            return []
+        text = sample["text"]
+        return [(text.index(p) + len(p), 1 << cell) for cell, p in enumerate(POSITIONS) if p in text]
 
     def _check_index(self, index: int) -> int:
         index = operator.index(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from potstill.data.scenes.collate import IGNORED
+from potstill.data.scenes.composer import POSITIONS
+from potstill.data.scenes.pixels import Pixels
 from potstill.data.scenes.wording import LANGUAGE_NAMES
 from potstill.errors import InputError, RecipeError, ShapeError, suggest
 
@@ -55,6 +57,32 @@ def prompt_of(sample: Mapping[str, Any]) -> str:
     return f"{_TASK_WORDS[task]}: {sample['text']}"
 
 
+def look_at(sample: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
+    """Yield parts of the target as (start, stop, quadrants): where one looks to write them.
+
+    Each thing of a list stands where it stands. An answer is found at the place that the question names, or else where
+    the things are that it names; where there is neither, nothing is said.
+    """
+    if sample["task"] in ("caption", "translation", "grounding"):
+        things, start, target = sample["scenes"][0].visible, 0, _target_of(sample)
+        cells = [1 << thing.cell for thing in things]
+        if sample["task"] == "grounding":  # which names a thing once, however often it is there
+            by_concept: dict[int, int] = {}
+            for thing in things:
+                by_concept[thing.concept] = by_concept.get(thing.concept, 0) | 1 << thing.cell
+            cells = list(by_concept.values())
+        for part, quadrants in zip(target.split(", "), cells):
+            yield start, start + len(part), quadrants
+            start += len(part) + 2
+        return
+    named = [1 << cell for cell, position in enumerate(POSITIONS) if position in sample["text"]]
+    quadrants = 0
+    for places in named or [places for _, places in sample.get("phrases", ())]:
+        quadrants |= places
+    if quadrants:
+        yield 0, len(sample["truth"]), quadrants
+
+
 class TextToTextCollator:
     """Puts samples with one picture each into one batch, in the form a model family trains on.
 
@@ -64,7 +92,8 @@ class TextToTextCollator:
         other tasks: a model trains on ``labels`` and is measured by task;
         ``sample_id`` long ``[B]``; ``concept_map`` long ``[B, H, W]`` if the samples carry one, -100 = background;
         ``phrase_places`` long ``[B, S]`` if the samples carry phrases: at the last token of each name in the prompt
-        its quadrants as a sum of 1, 2, 4 and 8, -100 elsewhere.
+        its quadrants as a sum of 1, 2, 4 and 8, -100 elsewhere; and in the form "text_to_text" ``target_places`` long
+        ``[B, T]``: at each token of the target the quadrants that one has to look at to write it (``look_at``).
 
     What differs:
         ``"text_to_text"`` (T5): the prompt is ``prompt_of(sample)``; labels are the target's tokens and EOS, the token
@@ -80,20 +109,30 @@ class TextToTextCollator:
             get the special tokens that it adds itself; BOS and EOS are its own, or else its CLS and SEP.
         form: One of ``FORMS``.
         max_tokens: Longest prompt or target; a longer text is an error, not cut.
+        ends: First and last token of what the model writes, where they are not the tokenizer's.
+        pixels: How pictures become ``pixel_values``, where it is not [-1, 1] as drawn.
 
     Raises:
         RecipeError: if there is no such form, or the tokenizer lacks a token that the form needs.
         InputError: if a text has unknown words or is too long, or a task has no place in the form.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str = "text_to_text", max_tokens: int = 40):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: str = "text_to_text",
+        max_tokens: int = 40,
+        pixels: Pixels | None = None,
+        ends: tuple[int | None, int | None] = (None, None),
+    ):
         check_form(form, ())
-        self.tokenizer, self.form, self.max_tokens = tokenizer, form, max_tokens
-        self._bos = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self._eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        needed = {"end": self._eos, "padding": tokenizer.pad_token_id}
+        self.tokenizer, self.form, self.max_tokens, self.pixels = tokenizer, form, max_tokens, pixels or Pixels()
+        firsts = (ends[0], tokenizer.bos_token_id, tokenizer.cls_token_id)
+        lasts = (ends[1], tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.begin, self.end = (next((t for t in row if t is not None), None) for row in (firsts, lasts))
+        needed = {"end": self.end, "padding": tokenizer.pad_token_id}
         if form != "text_to_text":
-            needed["begin"] = self._bos
+            needed["begin"] = self.begin
         for what, token in needed.items():
             if token is None:
                 raise RecipeError(f"the tokenizer has no {what} token", where="tokenizer", got=type(tokenizer).__name__)
@@ -119,13 +158,20 @@ class TextToTextCollator:
     def _pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         if len({picture.shape for picture in pictures}) > 1:
             raise ShapeError("images of one batch differ in size", got=sorted({p.shape for p in pictures}))
-        values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        return values.to(torch.float32, memory_format=torch.contiguous_format).mul_(2 / 255).sub_(1)
+        return self.pixels(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
     def _text_to_text(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        prompts = [prompt_of(sample) for sample in samples]
-        targets = [[*row, self._eos] for row in self._encode([_target_of(sample) for sample in samples]).input_ids]
-        return self._asked(samples, prompts) | {"labels": self._padded(targets, IGNORED)}
+        encoded = self._encode([_target_of(sample) for sample in samples])
+        batch = self._asked(samples, [prompt_of(sample) for sample in samples])
+        batch["labels"] = self._padded([[*row, self.end] for row in encoded.input_ids], IGNORED)
+        if "phrase_places" in batch:
+            places = torch.full_like(batch["labels"], IGNORED)
+            for row, sample in enumerate(samples):
+                for start, stop, quadrants in look_at(sample):
+                    first, last = (encoded.char_to_token(row, at) for at in (start, stop - 1))
+                    places[row, first : last + 1] = quadrants
+            batch["target_places"] = places
+        return batch
 
     def _question_answer(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         ids, mask = self._framed([sample["truth"] for sample in samples])
@@ -154,7 +200,7 @@ class TextToTextCollator:
 
     def _framed(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return BOS, text, EOS, padded, and True where there is a token."""
-        rows = [[self._bos, *row, self._eos] for row in self._encode(texts).input_ids]
+        rows = [[self.begin, *row, self.end] for row in self._encode(texts).input_ids]
         return self._padded(rows, self.tokenizer.pad_token_id), self._padded([[1] * len(row) for row in rows], 0).bool()
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool = False) -> Any:
