@@ -45,7 +45,7 @@ def build_new_student(
         architecture: Which of the family's model classes, such as "BlipForQuestionAnswering"; None = its plain model.
         fields: Fields of its configuration, nested where the configuration is: ``{text_config: {hidden_size: 96}}``.
         scale: Parameters whose random start is multiplied, by path: ``{vision_model.embeddings.position_embedding: 7}``
-            where a configuration has one width of the start for all weights, and positions would be drowned.
+            for a configuration that has one width of the start for all weights.
         start: A model, by packaged name, folder or hub name, whose tensors of the same name and shape are copied: the
             image tower of a model for another task, say. None = all is random.
         text_model: For "vl_t5": folder or hub name of a T5 ("t5-base") that its text part starts from; ``fields`` are
