@@ -23,6 +23,7 @@ from potstill.data.scenes import SceneDataset
 from potstill.data.sources import DATA
 from potstill.policies import POLICIES, Policy
 from potstill.recipe import Recipe
+from potstill.run.check import MAPS_FILLED_IN
 from potstill.students import STUDENTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -184,12 +185,16 @@ def option_tables() -> list[str]:
     lines += ["### Options of losses", ""]
     lines += ["What a loss takes beside student, teacher, labels and mask, which the section itself names.", ""]
     lines += ["| `loss:` | options with defaults |", "| --- | --- |"]
-    skipped = {"student", "teacher", "mask", "reduction", "target", "ignore_index"}
+    skipped = {"student", "teacher", "mask", "reduction", "target", "ignore_index", *MAPS_FILLED_IN}
     for name in sorted(set(potstill.losses.__all__) - NOT_ON_OUTPUTS):
         parameters = inspect.signature(getattr(potstill.losses, name)).parameters.values()
-        if [p.name for p in parameters][:2] != ["student", "teacher"]:
+        if [p.name for p in parameters][:2] not in (["student", "teacher"], ["student_attn", "teacher_attn"]):
             continue
-        shown = [f"`{p.name}: {_yaml(p.default)}`" for p in parameters if p.name not in skipped]
+        shown = [
+            f"`{p.name}` (needed)" if p.default is p.empty else f"`{p.name}: {_yaml(p.default)}`"
+            for p in parameters
+            if p.name not in skipped
+        ]
         lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
     lines += [
         "| `cross_entropy` | `label_smoothing: 0.0` |",
@@ -239,7 +244,7 @@ WORDS = {
     r"\bNone\b": "null",
 }
 # These read several tensors or other things than an output; they are for code, or for loss: "hidden".
-NOT_ON_OUTPUTS = {"attention_kl", "minilm_relation", "module_hidden_loss", "teacher_mixed_probs"}
+NOT_ON_OUTPUTS = {"module_hidden_loss", "teacher_mixed_probs"}
 MORE = {"max_tokens": "Longest text in tokens.", "size": "Number of training samples."}
 
 

@@ -31,7 +31,7 @@ _SPECIAL_OPTIONS = {
     "readout": ("classes", "rows", "skip"),
     "supervised_attention": ("grid", "skip", "supervised"),
 }
-_MAPS_FILLED_IN = (
+MAPS_FILLED_IN = (
     *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
     *("projection", "teacher_values"),  # a part of the objective; not tapped
 )
@@ -43,8 +43,10 @@ def usable_losses() -> list[str]:
     found = []
     for name in losses.__all__:
         parameters = inspect.signature(getattr(losses, name)).parameters
-        given = [p.name for p in parameters.values() if p.default is p.empty]
-        if given[:2] == ["student", "teacher"] and set(given[2:]) <= {"target"} and "mask" in parameters:
+        given = [p for p in parameters.values() if p.default is p.empty]
+        # What else a loss has to be given stands in the recipe: the labels, or a number (R of minilm_relation).
+        rest = [p for p in given[2:] if p.name != "target" and p.annotation not in ("int", "float")]
+        if [p.name for p in given[:2]] == ["student", "teacher"] and not rest and "mask" in parameters:
             found.append(name)
     return found
 
@@ -92,7 +94,7 @@ def _check_objective(section: ObjectiveSection, where: str) -> None:
         needed, options = SPECIAL_LOSSES[name], set(_SPECIAL_OPTIONS.get(name, ()))
     elif name in map_losses():
         needed = ()
-        options = set(inspect.signature(getattr(losses, name)).parameters) - set(_MAPS_FILLED_IN)
+        options = set(inspect.signature(getattr(losses, name)).parameters) - set(MAPS_FILLED_IN)
     else:
         known = [*usable_losses(), *map_losses()]
         if name not in known:
@@ -109,6 +111,11 @@ def _check_objective(section: ObjectiveSection, where: str) -> None:
         if key not in options:
             hint = suggest(key, options | set(type(section).model_fields))
             raise RecipeError(f'the loss "{name}" has no such option', where=f"{where}.{key}", hint=hint)
+    if name not in SPECIAL_LOSSES:
+        parameters = inspect.signature(getattr(losses, name)).parameters
+        for key in options:
+            if parameters[key].default is inspect.Parameter.empty and key not in section.options:
+                raise RecipeError(f'is missing: the loss "{name}" needs it', where=f"{where}.{key}")
 
 
 def _check_options(options: Mapping[str, Any], known: set[str], where: str) -> None:

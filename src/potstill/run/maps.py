@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 import potstill.losses as losses
-from potstill.errors import RecipeError, suggest
+from potstill.errors import PotstillError, RecipeError, suggest
 from potstill.models.pairing import DistilledModule
 from potstill.objectives import AttentionObjective
 from potstill.objectives.maps import KINDS
 from potstill.recipe.schema import ObjectiveSection
+from potstill.taps import Tap, expand_paths, find_attention
 from potstill.taps.attention import attention_kinds
 
 
@@ -38,7 +40,13 @@ def attention_objectives(
     prefix = section.name or section.loss
     loss = getattr(losses, section.loss)
     if section.pairs is not None:
-        return [AttentionObjective(prefix, loss, section.pairs, mask=section.mask, weight=weight, **shared)]
+        made = _placed(where, prefix, loss, section.pairs, mask=section.mask, weight=weight, **shared)
+        for i, taps in enumerate(made.pairs):
+            for model, tap, owner in ((student, taps[0], "student"), (teacher, taps[1], "teacher")):
+                (text,) = expand_paths(model, [tap], where=f"{where}.pairs[{i}]", owner=owner)
+                path, kind = Tap.parse(text).path, Tap.parse(text).kind
+                find_attention(model, path, kind, where=f"{where}.pairs[{i}]")
+        return [made]
     known = [m.name for m in modules]
     wanted = known if section.modules in (None, "all") else section.modules
     for j, name in enumerate(wanted):
@@ -63,7 +71,8 @@ def attention_objectives(
             hint="Give pairs: [[student layer, teacher layer, self]].",
         )
     return [
-        AttentionObjective(
+        _placed(
+            where,
             f"{prefix}.{m.name}",
             loss,
             pairs[m.name],
@@ -76,3 +85,12 @@ def attention_objectives(
         for m in modules
         if pairs.get(m.name)
     ]
+
+
+def _placed(where: str, name: str, *args: Any, **options: Any) -> AttentionObjective:
+    """Make an objective; say of an error, which knows its name, where in the recipe it stands."""
+    try:
+        return AttentionObjective(name, *args, **options)
+    except PotstillError as error:
+        error.where = where + (error.where or name).removeprefix(name)
+        raise

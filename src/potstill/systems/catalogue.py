@@ -57,6 +57,29 @@ CATALOGUE: tuple[System, ...] = (
         "benchmarks/results/optima_scenes.csv",
     ),
     System(
+        "amad",
+        "objective",
+        "No Head Left Behind: Attention Map Alignment Distillation, AAAI 2024, DOI 10.1609/aaai.v38i7.28583",
+        (
+            "potstill.objectives.AMADObjective",
+            "potstill.losses.amad_loss",
+            "potstill.losses.AttentionProjection",
+            "potstill.losses.resize_attention",
+            "potstill.taps.AttentionTap",
+            "potstill.taps.attention_probs",
+        ),
+        "amad-vl-t5",
+        "benchmarks/results/amad_recall.csv",
+    ),
+    System(
+        "rivals of amad",
+        "loss",
+        "Heads paired by number, mean of heads, Squeezing-Heads Distillation arXiv 2502.07436",
+        tuple(f"potstill.losses.{name}" for name in ("one_to_one_heads", "head_mean", "squeezing_heads")),
+        "amad-vl-t5",
+        "benchmarks/results/amad_recall.csv",
+    ),
+    System(
         "baselines",
         "loss",
         "KD 1503.02531, reverse KL 2306.08543, GKD 2306.13649, DKD 2203.08679, DIST 2205.10536, CKA 1905.00414, "

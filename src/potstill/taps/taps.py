@@ -69,6 +69,11 @@ class Tap:
         """True if an attention map is meant."""
         return self.side.endswith("attention")
 
+    @property
+    def kind(self) -> str | None:
+        """Which attention is meant, self or cross; None = whichever there is."""
+        return self.side.rpartition("_attention")[0] or None
+
     def select(self, value: Any, name: str | None = None) -> torch.Tensor:
         """Pick the tapped tensor out of what the module received or returned; ``name`` is for the message."""
         if self.field is not None:
@@ -167,8 +172,7 @@ class Taps:
         for text in self.paths:
             tap = Tap.parse(text, where)
             if tap.is_attention:
-                kind = tap.side.rpartition("_attention")[0] or None
-                readers.setdefault(find_attention(model, tap.path, kind, where=where), []).append((text, tap))
+                readers.setdefault(find_attention(model, tap.path, tap.kind, where=where), []).append((text, tap))
                 continue
             module = model.get_submodule(tap.path)
             if tap.side == "input":

@@ -1,0 +1,231 @@
+"""The evidence for AMAD: a VL-T5 teacher of eight heads, students of two and of three heads, equal steps.
+
+Every run is the packaged recipe ``amad-vl-t5`` with another objective beside the same KD on tokens. A seed sets the
+order of the data and the start of what is not copied, for all systems alike, so differences are paired. Systems:
+
+- ``kd``: nothing but KD on tokens;
+- ``one_to_one``, ``head_mean``, ``squeezing``: maps of the last layers, heads paired by number, averaged, merged;
+- ``minilm``: MiniLM relations of queries, keys and values of the last self-attentions, in place of maps;
+- ``amad-<variant>-<tau>``: kl, mse and token_kl, tau 1 and 0.1.
+
+Every second term has an automatic weight, so all are as large as KD over the first 50 steps; those of ``minilm``, which
+are six, share the size of KD at the start. Run from the repository
+root, as often as needed (finished runs are skipped)::
+
+    OMP_NUM_THREADS=1 python benchmarks/amad_vl_t5.py --teacher runs/teach-vl-t5/student --seeds 0-4 --shard 0/2 &
+    python benchmarks/amad_vl_t5.py --summary
+
+A row per run goes to ``benchmarks/results/amad_vl_t5_runs.csv``: KL to the teacher in nats per token of unseen scenes
+after a third, two thirds and all of the steps (``kl_33``, ``kl_67``, ``kl``), and the task scores at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
+
+ATTENTION = ("visual.block.1.layer.0.SelfAttention", "encoder.block.2.layer.0.SelfAttention")
+TASKS = ("vqa", "caption", "translation")
+MAPS = {"one_to_one": "one_to_one_heads", "head_mean": "head_mean", "squeezing": "squeezing_heads"}
+AMAD = tuple(f"amad-{variant}-{tau}" for variant in ("kl", "mse", "token_kl") for tau in ("1", "0.1"))
+SYSTEMS = ("kd", "amad-kl-1", "one_to_one", "head_mean", "amad-mse-1", "minilm", "squeezing", *AMAD[1:2], *AMAD[3:])
+AGAINST = ("kd", "one_to_one", "head_mean")
+SHARED = ("setting", "teacher", "heads", "steps", "batch_size")
+MEASURES = ("kl_33", "kl_67", "kl", *(f"score_{task}" for task in TASKS), "cpu_seconds")
+
+
+def recipe_of(base: dict[str, Any], system: str, heads: int, seed: int) -> dict[str, Any]:
+    """Return the recipe of one cell."""
+    recipe = copy.deepcopy(base)
+    recipe["seed"] = seed
+    recipe["student"]["overrides"] = {"num_heads": heads}
+    kd, attention = recipe["objectives"]
+    if system == "kd":
+        recipe["objectives"] = [kd]
+    elif system == "minilm":
+        # Relation heads have to divide both widths of queries: heads x 16.
+        recipe["objectives"] = [
+            kd,
+            *(
+                {
+                    "loss": "minilm_relation",
+                    "name": f"{path.partition('.')[0]}_{kind}",
+                    "on": f"{path}.{kind}@output",
+                    "R": 16,
+                    "weight": 1.0,
+                }
+                for path in ATTENTION
+                for kind in "qkv"
+            ),
+        ]
+    elif system in MAPS:
+        recipe["objectives"] = [kd, {k: v for k, v in attention.items() if k not in ("variant", "tau")}]
+        recipe["objectives"][1]["loss"] = MAPS[system]
+    else:
+        _, variant, tau = system.split("-")
+        attention.update(variant=variant, tau=float(tau))
+    return recipe
+
+
+class Bench:
+    """Trains students of one teacher and measures them on the same samples."""
+
+    def __init__(self, options: argparse.Namespace):
+        import torch
+
+        from potstill.models.load import load_model
+
+        torch.set_num_threads(1)
+        self.teacher, self.options = load_model(options.teacher, where="--teacher"), options
+
+    def _weigh(self, recipe: dict[str, Any]) -> None:
+        """Make relation terms together as large as KD at the start."""
+        from potstill.recipe import load_recipe
+        from potstill.run import prepare
+
+        relations = [o for o in recipe["objectives"] if o["loss"] == "minilm_relation"]
+        if relations:
+            with tempfile.TemporaryDirectory() as folder:
+                built = prepare(load_recipe(recipe), Path(folder), teacher=self.teacher)
+            built.close()
+            for objective in relations:
+                start = built.trainer.start
+                objective["weight"] = start["tokens"] / start[objective["name"]] / len(relations)
+
+    def run(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Train once; measure KL on the way and scores at the end."""
+        from transformers import TrainerCallback
+
+        from potstill.evaluate import evaluate_tasks, fidelity
+        from potstill.evaluate.tasks import main_score
+        from potstill.recipe import load_recipe
+        from potstill.run import prepare
+
+        self._weigh(recipe)
+        loaded = load_recipe(recipe)
+        steps, found, paused = recipe["train"]["steps"], {}, [0.0]
+        with tempfile.TemporaryDirectory() as folder:
+            built = prepare(loaded, Path(folder), teacher=self.teacher)
+            dataset = built.source.split("validation", self.options.heldout)
+
+            def near() -> float:
+                began = time.process_time()
+                compared = fidelity(built.student, self.teacher, dataset, built.source.collator, tasks=TASKS)
+                paused[0] += time.process_time() - began
+                total = sum(entry["samples"] for entry in compared.values())
+                return round(sum(entry["kl"] * entry["samples"] for entry in compared.values()) / total, 6)
+
+            class Curve(TrainerCallback):
+                def on_step_end(self, args, state, control, **kwargs):
+                    for share in (33, 67):
+                        if state.global_step == steps * share // 100:
+                            found[f"kl_{share}"] = near()
+
+            built.trainer.add_callback(Curve())
+            began = time.process_time()
+            built.trainer.train()
+            seconds = time.process_time() - began - paused[0]
+            found["kl"] = near()
+            test = built.source.split("test", self.options.samples)
+            scores = evaluate_tasks(built.student, test, built.source.collator, tasks=TASKS)
+        built.close()
+        return found | {f"score_{t}": round(main_score(scores[t]), 4) for t in TASKS} | {"cpu_seconds": round(seconds)}
+
+
+def run(options: argparse.Namespace) -> None:
+    from _scenes import seeds_of, shard_of
+
+    from potstill.models.load import find_model
+    from potstill.recipe import load_recipe
+
+    base = load_recipe("amad-vl-t5", options.set).model_dump()
+    base["objectives"] = [{k: v for k, v in o.items() if v is not None} for o in base["objectives"]]
+    base["teacher"]["model"] = options.teacher
+    base["train"].update(steps=options.steps, threads=1, log_every=options.steps, checkpoint_every=options.steps)
+    weights = (find_model(options.teacher) / "model.safetensors").read_bytes()
+    shared = {k: v for k, v in base.items() if k not in ("teacher", "name")}
+    text = json.dumps([shared, options.heldout, options.samples], sort_keys=True, default=str)
+    budget = {
+        "setting": hashlib.sha256(text.encode()).hexdigest()[:10],
+        "teacher": hashlib.sha256(weights).hexdigest()[:10],
+        "steps": options.steps,
+        "batch_size": base["train"]["batch_size"],
+    }
+    systems = options.systems.split(",") if options.systems else SYSTEMS
+    for system in systems:
+        if system not in SYSTEMS:
+            raise SystemExit(f'unknown system "{system}"; there are {", ".join(SYSTEMS)}')
+    cells = [(s, h, n) for n in seeds_of(options.seeds) for h in options.heads for s in systems]
+    bench, where = Bench(options), origin()
+    for system, heads, seed in shard_of(cells, options.shard):
+        same = [r for r in read_rows(options.out) if all(str(budget[k]) == r[k] for k in budget)]
+        if (system, str(heads), str(seed)) in {(r["system"], r["heads"], r["seed"]) for r in same}:
+            continue
+        row = {**budget, "heads": heads, "system": system, "seed": seed}
+        row |= bench.run(recipe_of(base, system, heads, seed))
+        append_rows(options.out, [row | where])
+        print(" ".join(f"{k} {row[k]}" for k in ("system", "heads", "seed", *MEASURES)), flush=True)
+
+
+def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return a row per setting, heads, system and measure; differences are paired by seed."""
+    from potstill.evaluate.statistics import mean_interval, paired_interval
+
+    by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for r in runs:
+        by_setting[tuple(r[k] for k in SHARED)][r["system"]][r["seed"]] = r
+    rows = []
+    for key, systems in by_setting.items():
+        for system in sorted(systems, key=SYSTEMS.index):
+            for measure in MEASURES:
+                values = {seed: float(r[measure]) for seed, r in systems[system].items()}
+                if len(values) < 2:
+                    continue
+                interval = mean_interval(list(values.values()))
+                row = dict(zip(SHARED, key)) | {"system": system, "measure": measure, "seeds": interval.n}
+                row |= {"mean": f"{interval.mean:.4f}", "ci95": f"{interval.half_width:.4f}"}
+                for other in AGAINST:
+                    both = sorted(values.keys() & systems.get(other, {}).keys())
+                    row |= dict.fromkeys((f"minus_{other}", f"minus_{other}_ci95", f"minus_{other}_clear"), "")
+                    if other != system and len(both) > 1:
+                        rival = [float(systems[other][s][measure]) for s in both]
+                        gap = paired_interval([values[s] for s in both], rival)
+                        row[f"minus_{other}"] = f"{gap.mean:+.4f}"
+                        row[f"minus_{other}_ci95"] = f"{gap.half_width:.4f}"
+                        row[f"minus_{other}_clear"] = "yes" if gap.excludes_zero else "no"
+                first = systems[system][min(systems[system])]
+                rows.append(row | {k: first[k] for k in origin()})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="runs/teach-vl-t5/student")
+    parser.add_argument("--seeds", default="0-4", help="first-last or a list with commas")
+    parser.add_argument("--heads", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--systems", help="with commas; all of them if left out")
+    parser.add_argument("--heldout", type=int, default=500, help="validation samples for the KL")
+    parser.add_argument("--samples", type=int, default=500, help="test samples for the scores")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override of the recipe")
+    parser.add_argument("--shard", default="0/1", help="this process does every n-th run: i/n")
+    parser.add_argument("--out", type=Path, default=RESULTS / "amad_vl_t5_runs.csv")
+    parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
+    options = parser.parse_args()
+    if options.summary:
+        write_rows(summary_of(options.out), summarise(read_rows(options.out)))
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
