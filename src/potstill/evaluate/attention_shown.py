@@ -97,9 +97,7 @@ def _picture_view(
     mean = torch.stack([m.mean(0) for m in teacher])  # [pictures, Q, cells]
     peak = mean.amax((0, 2))[places]
     best = sorted(places[i] for i in peak.topk(min(WORDS, len(places))).indices.tolist())
-    rows = [
-        {"query": names[q], "teacher": _cells(teacher, q, side), "student": _cells(student, q, side)} for q in best
-    ]
+    rows = [{"query": names[q], "teacher": _cells(teacher, q, side), "student": _cells(student, q, side)} for q in best]
     chosen = torch.cat(student, -1)[:, places], torch.cat(teacher, -1)[:, places]  # [H, words, cells]
     for head, match in _matches(*chosen):
         q = best[int(torch.cat(teacher, -1)[head, best].amax(-1).argmax())]

@@ -19,7 +19,15 @@ from potstill.report.schema import Attention, Metrics, Plan, Sample
 
 T = TypeVar("T", bound=BaseModel)
 
-FILES = ("recipe.yaml", "plan.json", "environment.json", "metrics.json", "history.jsonl", "samples.json", "attention.json")
+FILES = (
+    "recipe.yaml",
+    "plan.json",
+    "environment.json",
+    "metrics.json",
+    "history.jsonl",
+    "samples.json",
+    "attention.json",
+)
 
 
 @dataclass
