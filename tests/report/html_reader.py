@@ -50,7 +50,7 @@ def assert_safe(page):
             assert value.startswith("#"), f"<{tag} {name}={value}>"
         if name == "fill":
             assert re.fullmatch(r"url\(#map\d+-\d+-\d+\)", value), f"<{tag} {name}={value}>"
-        if tag == "image" and "href" in name or name in ("src", "srcset", "action", "data", "poster", "background"):
+        if (tag == "image" and "href" in name) or name in ("src", "srcset", "action", "data", "poster", "background"):
             assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/]+=*", value), f"<{tag} {name}={value[:80]}>"
         if name == "style":
             assert re.fullmatch(r"min-width: [\d.]+rem", value)

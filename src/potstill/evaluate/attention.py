@@ -227,14 +227,16 @@ def _rounded(values: Tensor) -> Any:
 
 def _within(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out what is shown last until the rest is no larger than it may be."""
-    dropped = 0
-    while data["shown"] and len(json.dumps(data, ensure_ascii=False).encode()) > LARGEST - 200:
+    left = LARGEST - 200 - _size(data)  # 200 for the sentence below
+    if left >= 0:
+        return data
+    while data["shown"] and left < 0:
         entry = data["shown"][-1]
-        if len(entry["maps"]) > 1:
-            entry["maps"].pop()
-        else:
-            data["shown"].pop()
-        dropped += 1
-    if dropped:
-        data["notes"].append("Some maps were left out to keep the file small.")
+        left += _size(entry["maps"].pop() if len(entry["maps"]) > 1 else data["shown"].pop())
+    data["notes"].append("Some maps were left out to keep the file small.")
     return data
+
+
+def _size(value: Any) -> int:
+    """Return how many bytes a value takes as JSON."""
+    return len(json.dumps(value, ensure_ascii=False).encode())

@@ -139,6 +139,10 @@ def _distances(layers: Sequence[AttentionDistance], style: str) -> list[tuple[st
     return charts
 
 
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values[:MOST_HEADS] if is_finite(value)]
+
+
 def _in_order(path: str) -> list[tuple[int, str]]:
     """Return a key that puts layer 2 before layer 10."""
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path)]

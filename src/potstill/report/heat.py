@@ -85,8 +85,8 @@ def veiled(
 def word_matrix(queries: Sequence[str], keys: Sequence[str], rows: Sequence[Sequence[float]], label: str) -> Markup:
     """Draw which word (a row) looks at which (a column): the darker the more."""
     size, letter = 16, 6.2
-    side = 8 + letter * min(MOST_LETTERS, max((len(q) for q in queries), default=0))
-    head = 10 + letter * 0.9 * min(MOST_LETTERS, max((len(k) for k in keys), default=0))
+    side = round(8 + letter * min(MOST_LETTERS, max((len(q) for q in queries), default=0)))
+    head = round(10 + letter * 0.9 * min(MOST_LETTERS, max((len(k) for k in keys), default=0)))
     grid = (len(queries), len(keys))
     cells = [value for row in rows for value in row]
     wide, high = side + size * len(keys), head + size * len(queries)
