@@ -43,12 +43,16 @@ class Twin:
 
 @dataclass
 class Maps:
-    """The maps of one pair for one sample; ``size`` is the class of their columns."""
+    """The maps of one pair for one sample.
+
+    ``size`` is the class of their columns; by ``rank`` words over pictures stand first and words over words last.
+    """
 
     title: str
     note: str
     twins: list[Twin]
     size: str
+    rank: int
 
 
 @dataclass
@@ -166,8 +170,9 @@ def _sample(sample: AttentionSample, pairs: Sequence[AttentionPair], name: str, 
         if twins:
             pair = pairs[maps.pair]
             size = "" if maps.kind != "words" else "broad" if len(maps.keys) <= HALF_WORDS else "whole"
-            groups.append(Maps(_title(pair), _what(pair), twins, size))
-    groups.sort(key=lambda group: group.size != "")  # pictures first
+            rank = 2 if size else int(pair.queries == "picture")
+            groups.append(Maps(_title(pair), _what(pair), twins, size, rank))
+    groups.sort(key=lambda group: group.rank)
     plain = unveiled(fills, f"Pictures of sample {number + 1}") if made else None
     return AttentionSampleView(f"{number + 1}. {sample.task or 'sample'}", patterns(made), plain, groups)
 
