@@ -235,6 +235,55 @@ def test_nothing_stays_on_the_models(two):
     assert [m.training for m in student.modules()] == was
 
 
+def test_a_module_that_does_not_run_is_left_out_with_a_sentence(tiny):
+    model, batch = tiny("blip")  # has cross-attention that only its captioning sibling uses
+    taps = [f"text_model.encoder.layer.3@{kind}_attention" for kind in ("self", "cross")]
+    found = compare_attention(
+        copy.deepcopy(model), model, [MapPair(t, t) for t in taps], [0, 1], lambda rows: batch, n=1
+    )
+    assert [entry["student"] for entry in found["pairs"]] == taps[:1]
+    (note,) = found["notes"]
+    assert taps[1] in note
+    assert "did not both run" in note
+
+
+# What other families' tokens are
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "axes", "kind"),
+    [
+        ("clip", "vision_model.encoder.layers.3@attention", ("picture", "picture"), "picture"),
+        ("clip", "text_model.encoder.layers.3@attention", ("words", "words"), "words"),
+        ("blip-caption", "text_decoder.bert.encoder.layer.3@cross_attention", ("words", "picture"), "picture"),
+        ("vit-bert", "decoder.bert.encoder.layer.3@cross_attention", ("words", "picture"), "picture"),
+        ("t5", "encoder.block.3@attention", ("words", "words"), "words"),
+        ("t5", "decoder.block.3@cross_attention", ("words", "words"), "words"),
+        ("vilt", "encoder.layer.3@attention", ("words and picture", "words and picture"), "picture"),
+        ("llama", "model.layers.3@attention", ("words", "words"), "words"),
+    ],
+)
+def test_words_and_places_are_told_apart_in_other_families(tiny, name, tap, axes, kind):
+    model, batch = tiny(name)
+    batch = dict(batch)
+    if name == "t5":
+        batch["decoder_input_ids"] = batch["decoder_input_ids"][:, :3]  # else one could be taken for the other
+    found = compare_attention(
+        copy.deepcopy(model), model, [MapPair(tap, tap)], [0, 1], lambda rows: batch, inputs=list(batch)
+    )
+    assert found["notes"] == []
+    (entry,) = found["pairs"]
+    assert (entry["queries"], entry["keys"]) == axes
+    shown = [sample["maps"][0] for sample in found["shown"]]
+    assert [maps["kind"] for maps in shown] == [kind, kind]
+    if kind == "picture":
+        assert shown[0]["grid"] == [2, 2]
+        assert shown[0]["rows"][0]["query"] == ("CLS" if axes[0] == "picture" else "word 1")
+    elif name == "t5" and "decoder" in tap:
+        assert [len(maps["keys"]) for maps in shown] == [5, 4]  # the second text is padded by one
+        assert [len(maps["queries"]) for maps in shown] == [3, 3]
+
+
 # What the tokens of an axis are
 
 

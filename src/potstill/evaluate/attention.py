@@ -80,9 +80,6 @@ def compare_attention(
     Returns:
         The content of ``attention.json`` (docs/run-folder.md), below 300 kB: ``{"version", "samples", "notes", "pairs",
         "distance", "shown"}``. A pair that cannot be read or compared is left out, with a sentence in ``notes``.
-
-    Raises:
-        InputError: A tapped module did not run.
     """
     inputs, notes = None if inputs is None else list(inputs), []
     pairs = [replace(p, student=plain(p.student), teacher=plain(p.teacher)) for p in pairs]
@@ -105,9 +102,9 @@ def compare_attention(
         for samples, batch in batches if spans else ():
             seen_t, seen_s = model_t.read(batch), model_s.read(batch)
             for span in spans.values():
-                span.add(seen_s[span.student], seen_t[span.teacher])
+                span.add(seen_s.get(span.student), seen_t.get(span.teacher))
             for one in compared:
-                one.add(seen_s[one.pair.student], seen_t[one.pair.teacher], batch)
+                one.add(seen_s.get(one.pair.student), seen_t.get(one.pair.teacher), batch)
             if not count:
                 fits = [c for c in compared if c.refused is None]
                 shown = [
@@ -139,8 +136,8 @@ class _Span:
     unit: str | None = None
     rows: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
 
-    def add(self, seen_s: Seen, seen_t: Seen) -> None:
-        if seen_s.distance is not None and seen_t.distance is not None:
+    def add(self, seen_s: Seen | None, seen_t: Seen | None) -> None:
+        if seen_s and seen_t and seen_s.distance is not None and seen_t.distance is not None:
             self.unit = "patches" if seen_t.queries.side else "words"
             self.rows[0].append(seen_s.distance)
             self.rows[1].append(seen_t.distance)
@@ -162,7 +159,10 @@ class _Compared:
     alignment: Tensor | None = None
     axes: tuple[str, str] = ("other", "other")
 
-    def add(self, seen_s: Seen, seen_t: Seen, batch: Mapping[str, Any]) -> None:
+    def add(self, seen_s: Seen | None, seen_t: Seen | None, batch: Mapping[str, Any]) -> None:
+        if seen_s is None or seen_t is None:
+            self.refused = "did not both run in a forward pass and are not compared"
+            return
         maps_s, maps_t = seen_s.maps, seen_t.maps
         try:
             if self.pair.resize is not None:

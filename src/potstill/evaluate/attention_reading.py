@@ -20,7 +20,7 @@ from potstill.evaluate.attention_axes import (
     vocabulary_sizes,
 )
 from potstill.evaluate.batches import IGNORED
-from potstill.taps import Tap, Taps, find_attention, observe
+from potstill.taps import Tap, Taps, find_attention
 from potstill.taps.attention import kind_by_name
 from potstill.taps.inputs import model_inputs
 
@@ -71,7 +71,6 @@ class WatchedModel:
         if pooler is not None and any(self._is_cross(tap) for tap in self._kept):
             taps.append(f"{pooler}@attention.head_mean")
             reduce[taps[-1]] = self._see_pooler
-        self._tapped = taps
         self._handles = []
         self._taps = Taps(model, taps, reduce=reduce)
         sizes = vocabulary_sizes(model)
@@ -80,9 +79,13 @@ class WatchedModel:
                 self._handles.append(module.register_forward_pre_hook(self._note_words))
 
     def read(self, batch: Mapping[str, Any]) -> dict[str, Seen]:
-        """Run the model on a batch and return what every tap saw."""
+        """Run the model on a batch and return what every tap saw; a module that did not run is not among them."""
         self._batch, self._words, self._pooled, self._seen = batch, None, None, {}
-        observe(self.model, self._inputs(batch), self._taps, (), self._tapped)
+        self._taps.open()
+        try:
+            self.model(**self._inputs(batch))
+        finally:
+            self._taps.discard()  # what counts was kept by ``_see``
         return self._seen
 
     def routed(self, seen: Seen, row: int) -> list[Tensor]:
@@ -137,7 +140,7 @@ class WatchedModel:
             distance = attention_distance(maps[..., inner, inner], places(queries, maps.device), mask).cpu()
         kept = maps if tap in self._kept else None
         self._seen[tap] = Seen(queries, keys, is_self, words, distance, kept)
-        return maps[:0]  # what counts is in ``_seen``
+        return maps[:0]
 
     def _keys(self, K: int, words: Tensor | None) -> Axis:
         """Say what cross-attention looks at."""

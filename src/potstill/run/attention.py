@@ -79,7 +79,7 @@ def _asked_for(built: Prepared) -> list[MapPair]:
 def _last_layers(modules: Sequence[DistilledModule], student: nn.Module, teacher: nn.Module) -> list[MapPair]:
     """Return self- and cross-attention of the last layers of every module."""
     return [
-        MapPair(f"{s}@{kind}_attention", f"{t}@{kind}_attention", name=module.name, mask=module.mask)
+        MapPair(f"{s}@{kind}_attention", f"{t}@{kind}_attention", name=module.name)
         for module in modules
         for s, t in module.pairs[-1:]
         for kind in KINDS
