@@ -24,6 +24,8 @@ Model = tuple[WatchedModel, Mapping[str, Seen]]
 def choose_rows(batch: Mapping[str, Any], n: int) -> list[tuple[int, str | None]]:
     """Return (row, task) of ``n`` rows of a batch, of each task in turn."""
     found = {task: rows_of(batch[key]).nonzero()[:, 0].tolist() for task, key in sorted(label_keys(batch).items())}
+    if len(found) > 1:
+        found.pop("main", None)  # the same labels again, of all tasks
     waiting = [(task, rows) for task, rows in found.items() if rows]
     if not waiting:
         size = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.ndim), 0)
