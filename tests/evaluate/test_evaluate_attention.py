@@ -217,6 +217,35 @@ def test_maps_over_other_positions_are_left_out_with_a_sentence(two):
     assert "8 in the teacher" in note
 
 
+def test_maps_over_another_grid_are_compared_when_they_are_resized(two):
+    from potstill.losses import resize_attention
+
+    _, _, scenes = two
+    fine = scenes.model(0, stem="patch", patch_size=8)  # 6 x 6
+    coarse = scenes.model(1, stem="patch", patch_size=16)  # 3 x 3
+    plain, resized = (
+        compare_attention(coarse, fine, [pair(IMAGE, resize=way)], scenes.data, scenes.collator, max_samples=8)
+        for way in (None, lambda maps, shape: resize_attention(maps, tuple(shape[2:]), grid=(6, 6), to=(3, 3)))
+    )
+    assert plain["pairs"] == []
+    assert "9 × 9 in the student, 36 × 36 in the teacher" in plain["notes"][0]
+    assert resized["notes"] == []
+    assert resized["shown"][0]["maps"][0]["grid"] == [3, 3]
+    (span,) = resized["distance"]
+    assert max(span["student_heads"]) < 2 < min(span["teacher_heads"])  # each in patches of its own grid
+
+
+def test_maps_that_stop_to_fit_are_left_out_of_what_is_shown_too(two):
+    teacher, student, scenes = two
+    ways = iter([lambda maps: maps, lambda maps: maps[..., :-1]])
+    pairs = [pair(CROSS, resize=lambda maps, shape: next(ways)(maps)), pair(TEXT)]
+    found = compare_attention(student, teacher, pairs, scenes.data, scenes.collator, max_samples=8, batch_size=4)
+    assert [entry["student"] for entry in found["pairs"]] == [TEXT]
+    assert len(found["notes"]) == 1
+    assert [[maps["pair"] for maps in sample["maps"]] for sample in found["shown"]] == [[0]] * len(found["shown"])
+    assert found["shown"][0]["maps"][0]["kind"] == "words"
+
+
 def test_a_tap_that_is_not_there_is_left_out_with_a_sentence(two):
     teacher, student, scenes = two
     pairs = [pair("text_decoder.blocks.9@attention"), pair("lm_head@attention"), pair(TEXT)]

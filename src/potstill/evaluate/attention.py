@@ -88,7 +88,7 @@ def compare_attention(
     spans = dict.fromkeys([*((p.name, p.student, p.teacher) for p in pairs), *layers])
     spans = {key: _Span(*key) for key in spans}
     compared = [_Compared(pair) for pair in pairs]
-    shown, count = [], 0
+    shown, drawn, count = [], [], 0
     indices = choose_indices(dataset, max_samples, seed=seed)
     with ExitStack() as stack:
         stack.enter_context(measuring(student, teacher))
@@ -103,23 +103,24 @@ def compare_attention(
             seen_t, seen_s = model_t.read(batch), model_s.read(batch)
             for span in spans.values():
                 span.add(seen_s.get(span.student), seen_t.get(span.teacher))
-            for one in compared:
+            for one in (c for c in compared if c.refused is None):
                 one.add(seen_s.get(one.pair.student), seen_t.get(one.pair.teacher), batch)
             if not count:
-                fits = [c for c in compared if c.refused is None]
-                shown = [
-                    shown_sample(batch, row, [c.pair for c in fits], (model_s, seen_s), (model_t, seen_t), tokens)
-                    for tokens in (tokenizer_of(collator),)
-                    for row in choose_rows(batch, n)
-                ]
+                drawn, tokenizer = [c for c in compared if c.refused is None], tokenizer_of(collator)
+                last = [c.last for c in drawn]
+                shown = [shown_sample(batch, row, last, model_s, model_t, tokenizer) for row in choose_rows(batch, n)]
             count += len(samples)
+    kept = [c for c in compared if c.refused is None and c.last is not None]
+    for sample in shown:  # a pair may have been refused in a later batch
+        maps = [(drawn[view["pair"]], view) for view in sample["maps"]]
+        sample["maps"] = [{**view, "pair": kept.index(c)} for c, view in maps if c in kept]
     notes += [f'"{c.pair.student}" and "{c.pair.teacher}" {c.refused}.' for c in compared if c.refused]
     return _within(
         {
             "version": 1,
             "samples": count,
             "notes": notes,
-            "pairs": [c.entry() for c in compared if c.refused is None],
+            "pairs": [c.entry() for c in kept],
             "distance": [span.entry() for span in spans.values() if span.unit],
             "shown": shown,
         }
@@ -148,7 +149,7 @@ class _Span:
         return {"module": self.module, **taps, "unit": self.unit, "student_heads": student, "teacher_heads": teacher}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Compared:
     """How alike the heads of a pair are, summed over samples."""
 
@@ -157,7 +158,7 @@ class _Compared:
     count: int = 0
     similarity: Tensor | None = None  # [Ht, Hs]
     alignment: Tensor | None = None
-    axes: tuple[str, str] = ("other", "other")
+    last: tuple[Seen, Seen] | None = None  # of student and teacher, of one size
 
     def add(self, seen_s: Seen | None, seen_t: Seen | None, batch: Mapping[str, Any]) -> None:
         if seen_s is None or seen_t is None:
@@ -167,6 +168,7 @@ class _Compared:
         try:
             if self.pair.resize is not None:
                 maps_t = self.pair.resize(maps_t, maps_s.shape)
+                seen_t = replace(seen_t, queries=seen_s.queries, keys=seen_s.keys, maps=maps_t)
             mask = token_mask(batch, self.pair.mask, maps_s.shape[2])
         except PotstillError as error:
             self.refused = f"cannot be compared ({error.message})"
@@ -191,16 +193,16 @@ class _Compared:
         self.similarity += alike.sum(0)
         self.alignment += aligned.sum(0)
         self.count += len(alike)
-        self.axes = seen_s.queries.kind, seen_s.keys.kind
+        self.last = seen_s, seen_t
 
     def entry(self) -> dict[str, Any]:
-        n = max(self.count, 1)
+        n, (seen_s, _) = max(self.count, 1), self.last
         return {
             "name": self.pair.name,
             "student": self.pair.student,
             "teacher": self.pair.teacher,
-            "queries": self.axes[0],
-            "keys": self.axes[1],
+            "queries": seen_s.queries.kind,
+            "keys": seen_s.keys.kind,
             "tau": self.pair.tau,
             "similarity": _rounded(self.similarity / n),
             "alignment": _rounded(self.alignment / n),

@@ -18,8 +18,6 @@ WORDS, HEADS, PATCHES, LONGEST, SIDE, PIXELS = 8, 3, 2, 32, 16, 192
 """Words and heads shown of a map over a picture, patches of one inside an image encoder, words along a map of words;
 rows of a patch grid (finer ones are summed in blocks); longer side of a picture."""
 
-Model = tuple[WatchedModel, Mapping[str, Seen]]
-
 
 def choose_rows(batch: Mapping[str, Any], n: int) -> list[tuple[int, str | None]]:
     """Return (row, task) of ``n`` rows of a batch, of each task in turn."""
@@ -41,9 +39,9 @@ def choose_rows(batch: Mapping[str, Any], n: int) -> list[tuple[int, str | None]
 def shown_sample(
     batch: Mapping[str, Any],
     chosen: tuple[int, str | None],
-    pairs: Sequence[Any],
-    student: Model,
-    teacher: Model,
+    pairs: Sequence[tuple[Seen, Seen]],
+    student: WatchedModel,
+    teacher: WatchedModel,
     tokenizer: Any,
 ) -> dict[str, Any]:
     """Return the entry of one sample in ``attention.json``.
@@ -51,22 +49,27 @@ def shown_sample(
     Args:
         batch: The batch that both models saw.
         chosen: Its row and task.
-        pairs: The ``MapPair`` of each map to show.
-        student: The student with what its taps saw.
-        teacher: The same of the teacher.
+        pairs: What the taps of student and teacher saw, maps of one size, for each pair to show.
+        student: The student.
+        teacher: The teacher.
         tokenizer: Names words; None = they are numbered.
     """
     row, task = chosen
-    views = [_view(batch, row, pair, student, teacher, tokenizer) for pair in pairs]
+    views = [_view(batch, row, *pair, student, teacher, tokenizer) for pair in pairs]
     pictures = [png_uri(_small(picture)) for picture in pictures_of(batch, row)]
     maps = [{"pair": number, **view} for number, view in enumerate(views) if view is not None]
     return {"task": task, "images": pictures, "maps": maps}
 
 
 def _view(
-    batch: Mapping[str, Any], row: int, pair: Any, student: Model, teacher: Model, tokenizer: Any
+    batch: Mapping[str, Any],
+    row: int,
+    seen_s: Seen,
+    seen_t: Seen,
+    student: WatchedModel,
+    teacher: WatchedModel,
+    tokenizer: Any,
 ) -> dict[str, Any] | None:
-    seen_s, seen_t = student[1][pair.student], teacher[1][pair.teacher]
     words = seen_t.words
     if seen_t.queries.side and not seen_t.queries.text:
         return _patch_view(batch, row, seen_s, seen_t)
@@ -77,7 +80,7 @@ def _view(
     places = valid.nonzero()[:, 0].tolist()
     names = _names(words[row], tokenizer)
     if seen_t.keys.side and seen_s.keys.side == seen_t.keys.side:
-        maps = [m.routed(s, row) for m, s in ((student[0], seen_s), (teacher[0], seen_t))]
+        maps = [model.routed(seen, row) for model, seen in ((student, seen_s), (teacher, seen_t))]
         special = set(getattr(tokenizer, "all_special_ids", ()))
         spoken = [i for i in places if int(words[row, i]) not in special] or places
         return _picture_view(*maps, seen_t.keys.side, spoken, names)
