@@ -7,7 +7,7 @@ import pytest
 from potstill.report import build_report
 from potstill.run import distill
 
-SHORT = ("train.steps=2", "train.checkpoint_every=2", "evaluate.samples=16", "evaluate.shown=0")
+SHORT = ("train.steps=2", "train.checkpoint_every=2", "evaluate.samples=16", "evaluate.shown=4")
 AMAD = (
     "objectives=[{loss: kd_kl, name: vqa, on: task_logits.vqa, labels: vqa_labels}, "
     "{loss: amad_loss, name: maps, tau: 0.1}]"
@@ -64,6 +64,16 @@ def test_an_objective_on_maps_decides_what_is_compared(tmp_path, tiny_run):
         *(("multimodal_decoder", "self_attention", 0.1), ("multimodal_decoder", "cross_attention", 0.1)),
     ]
     assert len(data["distance"]) == 3
+    assert len(data["shown"]) == 4
+
+
+def test_without_samples_in_the_report_there_are_none_in_its_attention(tmp_path, tiny_run):
+    run = distill("kd-scenes", tmp_path / "run", overrides=tiny_run(*SHORT, "evaluate.shown=0"))
+    data = attention(run.folder)
+    assert data["shown"] == []
+    assert len(data["pairs"]) == 4
+    assert "Where both models look" not in run.report.read_text()
+    assert "How alike the heads are" in run.report.read_text()
 
 
 def test_switched_off_it_is_neither_written_nor_left_from_before(plain):

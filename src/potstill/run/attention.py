@@ -11,13 +11,16 @@ from potstill.errors import PotstillError
 from potstill.evaluate import MapPair, compare_attention
 from potstill.models.pairing import DistilledModule, resolve_modules
 from potstill.objectives.maps import KINDS, AttentionObjective
+from potstill.recipe.schema import EvaluateSection
 from potstill.run.build import build_modules
 from potstill.run.prepare import Prepared
 from potstill.taps import find_attention
 from potstill.taps.attention import attention_kinds
 
+SAMPLES, BATCH, SHOWN = 64, 16, 4
 
-def attention_of(built: Prepared, split: str, samples: int, batch_size: int) -> dict[str, Any]:
+
+def attention_of(built: Prepared, section: EvaluateSection) -> dict[str, Any]:
     """Return the content of ``attention.json``; what could not be read is said in its notes and stops nothing."""
     student, teacher = built.student, built.teacher
     try:
@@ -27,11 +30,12 @@ def attention_of(built: Prepared, split: str, samples: int, batch_size: int) -> 
             student,
             teacher,
             pairs,
-            built.source.split(split, samples),
+            built.source.split(section.split, section.samples),
             built.source.collator,
             layers=_further_layers(modules, pairs, student, teacher),
-            max_samples=min(64, samples),
-            batch_size=min(16, batch_size),
+            n=min(SHOWN, section.shown),  # who wants no samples in the folder wants none here either
+            max_samples=min(SAMPLES, section.samples),
+            batch_size=min(BATCH, section.batch_size),
             inputs=built.recipe.inputs,
         )
     # Of whatever class: a page without these figures is better than a trained run without a page.

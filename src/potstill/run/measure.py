@@ -68,7 +68,7 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
         write_json(folder / "samples.json", shown)
     if recipe.evaluate.attention and built.teacher is not None:
         progress({"event": "measure", "what": "attention"})
-        data = attention_of(built, recipe.evaluate.split, recipe.evaluate.samples, recipe.evaluate.batch_size)
+        data = attention_of(built, recipe.evaluate)
         for note in data["notes"]:
             progress({"event": "note", "text": f"attention: {note}"})
         write_text(folder / "attention.json", json.dumps(data, ensure_ascii=False, separators=(",", ":")))
