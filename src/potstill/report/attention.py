@@ -169,8 +169,10 @@ def _sample(sample: AttentionSample, pairs: Sequence[AttentionPair], name: str, 
         twins = [twin for row in maps.rows[:MOST_ROWS] if (twin := drawn[maps.kind](maps, row, fills))]
         if twins:
             pair = pairs[maps.pair]
-            size = "" if maps.kind != "words" else "broad" if len(maps.keys) <= HALF_WORDS else "whole"
-            rank = 2 if size else int(pair.queries == "picture")
+            has_several = maps.kind == "picture" and any(len(row.teacher) > 1 for row in maps.rows)
+            size, rank = ("broad" if has_several else ""), int(pair.queries == "picture")
+            if maps.kind == "words":
+                size, rank = ("broad" if len(maps.keys) <= HALF_WORDS else "whole"), 2
             groups.append(Maps(_title(pair), _what(pair), twins, size, rank))
     groups.sort(key=lambda group: group.rank)
     plain = unveiled(fills, f"Pictures of sample {number + 1}") if made else None
