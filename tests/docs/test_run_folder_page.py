@@ -73,3 +73,14 @@ def test_every_key_of_plan_rows_and_samples_is_described(finished_run):
         assert set(row) <= words
     for sample in read(finished_run, "samples.json"):
         assert set(sample) == {"task", "images", "text", "truth", "answers"} <= section("samples.json")
+
+
+def test_every_key_of_the_attention_is_described(finished_run):
+    attention, words = read(finished_run, "attention.json"), section("attention.json")
+    assert set(attention) == {"version", "samples", "notes", "pairs", "distance", "shown"} <= words
+    entries = [*attention["pairs"], *attention["distance"], *attention["shown"]]
+    maps = [one for sample in attention["shown"] for one in sample["maps"]]
+    rows = [row for one in maps for row in one["rows"]]
+    assert {one["kind"] for one in maps} == {"picture", "words"} <= words
+    for entry in (*entries, *maps, *rows):
+        assert set(entry) <= words

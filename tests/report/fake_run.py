@@ -18,7 +18,7 @@ TEACHER_SCORES = {"caption": 0.938, "vqa": 0.972, "entailment": 0.931, "nlvr2": 
 def write_fake_run(
     folder, name="optima", *, seed=0, steps=600, every=5, period=20, has_policy=True, has_teacher=True, kept=0.96
 ):
-    """Write all six files below ``folder`` and return it."""
+    """Write all files below ``folder`` and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     rng = random.Random(seed)
@@ -26,6 +26,8 @@ def write_fake_run(
     dump(folder / "metrics.json", _metrics(rng, kept, has_policy, has_teacher))
     dump(folder / "environment.json", _environment(name))
     dump(folder / "samples.json", _samples(rng, has_teacher))
+    if has_teacher:
+        dump(folder / "attention.json", _attention(random.Random(seed + 1)))
     events = _history(rng, steps, every, period, has_policy, has_teacher)
     (folder / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (folder / "recipe.yaml").write_text(
@@ -199,6 +201,62 @@ def _samples(rng, has_teacher):
         images = [picture(number)] if task != "nlvr2" else [picture(number), picture(number + 100)]
         made.append({"task": task, "images": images, "text": text, "truth": truth, "answers": answers})
     return made
+
+
+def _attention(rng):
+    """Cross-attention over two pictures and one, words over words, keys without a place; likeness and distances."""
+
+    def spread(n):
+        drawn = [rng.random() ** 4 for _ in range(n)]
+        return [round(1000 * value / sum(drawn)) for value in drawn]
+
+    def both(n, times):
+        return {side: [spread(n) for _ in range(times)] for side in ("teacher", "student")}
+
+    words = ["a", "red", "apple", "at", "the", "left"]
+    taps = {
+        "cross": "multimodal_decoder.blocks.1@cross_attention",
+        "self": "text_decoder.blocks.1@self_attention",
+        "memory": "reader.blocks.1@cross_attention",
+    }
+    pairs = [
+        {
+            "name": tap.split(".")[0],
+            "student": tap,
+            "teacher": tap.replace(".1@", ".3@"),
+            "queries": "words",
+            "keys": keys,
+            "tau": 1.0,
+            "similarity": [[round(rng.random(), 3) for _ in range(3)] for _ in range(4)],
+            "alignment": [[0.333] * 3 for _ in range(4)],
+        }
+        for tap, keys in zip(taps.values(), ("picture", "words", "other"))
+    ]
+    shown = []
+    for number, task in enumerate(("caption", "nlvr2")):
+        pictures = [picture(number + 10 * i) for i in range(1 + (task == "nlvr2"))]
+        rows = [{"query": word, **both(36, len(pictures))} for word in words]
+        rows.append({"query": "apple", "teacher_head": 2, "student_head": 1, **both(36, len(pictures))})
+        square = {"queries": words, "keys": words, "rows": [both(6, len(words))]}
+        maps = [
+            {"pair": 0, "kind": "picture", "grid": [6, 6], "rows": rows},
+            {"pair": 1, "kind": "words", **square},
+            {"pair": 2, "kind": "bars", "rows": [{"query": "red", "teacher": spread(20), "student": spread(20)}]},
+        ]
+        shown.append({"task": task, "images": pictures, "maps": maps})
+    distance = [
+        {
+            "module": module,
+            "student": f"{module}.blocks.{layer}@self_attention",
+            "teacher": f"{module}.blocks.{2 * layer + 1}@self_attention",
+            "unit": unit,
+            "student_heads": [round(1 + 2 * rng.random(), 3) for _ in range(3)],
+            "teacher_heads": [round(1 + 2 * rng.random(), 3) for _ in range(4)],
+        }
+        for module, unit in (("image_encoder", "patches"), ("text_decoder", "words"))
+        for layer in range(2)
+    ]
+    return {"version": 1, "samples": 64, "notes": [], "pairs": pairs, "distance": distance, "shown": shown}
 
 
 def _history(rng, steps, every, period, has_policy, has_teacher):

@@ -46,9 +46,11 @@ def assert_safe(page):
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "foreignobject", "use"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), f"<{tag} {name}>"
-        if name in ("href", "xlink:href"):
+        if name in ("href", "xlink:href") and tag != "image":
             assert value.startswith("#"), f"<{tag} {name}={value}>"
-        if name in ("src", "srcset", "action", "data", "poster", "background"):
+        if name == "fill":
+            assert re.fullmatch(r"url\(#map\d+-\d+-\d+\)", value), f"<{tag} {name}={value}>"
+        if (tag == "image" and "href" in name) or name in ("src", "srcset", "action", "data", "poster", "background"):
             assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/]+=*", value), f"<{tag} {name}={value[:80]}>"
         if name == "style":
             assert re.fullmatch(r"min-width: [\d.]+rem", value)

@@ -23,7 +23,7 @@ PAYLOADS = (
 def poison(value, payload, key=None):
     """Put the payload into every string of a JSON value, names of tasks, arms and terms included."""
     if isinstance(value, dict):
-        fixed = {"version", "event", "role"}
+        fixed = {"version", "event", "role", "kind"}
         # Keys that belong to the schema stay; free names (tasks, arms, terms, kinds) are poisoned.
         free = key in ("tasks", "kinds", "terms", "posterior", "probe", "fidelity", "environment")
         return {
@@ -36,7 +36,7 @@ def poison(value, payload, key=None):
 
 
 def poison_run(run, payload):
-    for name in ("plan.json", "metrics.json", "samples.json", "environment.json"):
+    for name in ("plan.json", "metrics.json", "samples.json", "environment.json", "attention.json"):
         value = json.loads((run / name).read_text(encoding="utf-8"))
         (run / name).write_text(json.dumps(poison(value, payload, name.removesuffix(".json"))))
     lines = (run / "history.jsonl").read_text().splitlines()

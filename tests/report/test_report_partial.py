@@ -104,7 +104,7 @@ def test_a_run_of_only_nan_still_gives_a_page(run):
     assert "1 of 1 values are NaN or infinite" in read(build_report(run)).text
 
 
-@pytest.mark.parametrize("name", ["plan.json", "metrics.json", "environment.json", "samples.json"])
+@pytest.mark.parametrize("name", ["plan.json", "metrics.json", "environment.json", "samples.json", "attention.json"])
 @pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"\xff\xfe{}", b'"text"', b"[" * 100_000], ids=repr)
 def test_a_damaged_json_file_is_named_with_what_to_do(run, name, content):
     (run / name).write_bytes(content)

@@ -61,6 +61,14 @@ def test_a_student_of_fewer_heads_is_taught_by_the_answers_alone(taught, tmp_pat
     assert fidelity["samples"] >= 16  # tokens: every answer has a word and an end
     assert 0 <= fidelity["agreement"] <= 1
     assert fidelity["kl"] > 0
+    attention = json.loads((tmp_path / "run" / "attention.json").read_text())
+    assert attention["notes"] == []
+    assert {(pair["name"], pair["queries"], pair["keys"]) for pair in attention["pairs"]} == {
+        ("image_encoder", "picture", "picture"),
+        *(("text_encoder", "words", "words"), ("text_encoder", "words", "picture")),
+        ("text_decoder", "words", "words"),  # of the answer and, across, of the question
+    }
+    assert all(len(row) == heads for pair in attention["pairs"] for row in pair["similarity"])
 
 
 def test_captions_start_with_the_eyes_of_the_teacher_of_questions(taught):

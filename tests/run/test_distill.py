@@ -45,7 +45,7 @@ def test_a_run_leaves_every_documented_file(finished):
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
         *("recipe.yaml", "plan.json", "history.jsonl", "checkpoints", "stages", "progress.json", "metrics.json"),
-        *("samples.json", "environment.json", "student", "report.html"),
+        *("samples.json", "attention.json", "environment.json", "student", "report.html"),
     }
     assert run.report.stat().st_size > 10_000
     assert [p.name for p in sorted((run.folder / "checkpoints").iterdir())] == ["checkpoint-12", "checkpoint-8"]

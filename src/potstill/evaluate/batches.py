@@ -108,10 +108,18 @@ def check_tasks(tasks: Sequence[str] | None, found: Sequence[str]) -> None:
 
 def decoder_of(collator: Any) -> Callable[[Sequence[int]], str] | None:
     """Return a function from token ids to text without special tokens, or None if the collator knows no tokenizer."""
+    tokenizer = tokenizer_of(collator)
+    if tokenizer is None:
+        return None
+    return lambda ids: tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+
+def tokenizer_of(collator: Any) -> Any:
+    """Return the tokenizer of a collator or of its processor, or None."""
     for owner in (collator, getattr(collator, "processor", None)):
         tokenizer = getattr(owner, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "decode"):
-            return lambda ids: tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+            return tokenizer
     return None
 
 

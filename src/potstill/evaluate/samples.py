@@ -132,7 +132,7 @@ def _entries(
         found.append(
             {
                 "task": task,
-                "images": _pictures(batch, row),
+                "images": pictures_of(batch, row),
                 "text": None if kind == "caption" else _text(batch, row, decode),
                 "truth": truths[i],
                 "answers": {name: texts[i] for name, texts in answers.items()},
@@ -151,7 +151,8 @@ def _classes(model: nn.Module, task: str, size: int) -> list[str]:
     return [str(names.get(i, i)) for i in range(size)]
 
 
-def _pictures(batch: Mapping[str, Any], row: int) -> Any:
+def pictures_of(batch: Mapping[str, Any], row: int) -> Any:
+    """Return the pictures of a row that are there, ``[3, H, W]`` each."""
     pixels = batch.get("pixel_values")
     if pixels is None:
         return []

@@ -87,6 +87,7 @@ class CocaModel(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ("CocaBlock", "CocaMultimodalBlock", "CocaPooler")
+    memory_attention = "image_pooler.caption.attn"  # what makes the memory of the patches, for those who follow maps
     accepts_loss_kwargs = False  # transformers.Trainer would pass num_items_in_batch into **labels
     _supports_sdpa = True
     _supports_attention_backend = True

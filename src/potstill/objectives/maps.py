@@ -80,7 +80,7 @@ class AttentionObjective(Objective):
         part = nn.ModuleDict()
         for i, (s, t) in enumerate(self.pairs):
             maps = student.tapped[s]
-            shape_s, shape_t = maps.shape, self._resized(teacher.tapped[t], maps.shape).shape
+            shape_s, shape_t = maps.shape, self.resized(teacher.tapped[t], maps.shape).shape
             if (shape_s[0], *shape_s[2:]) != (shape_t[0], *shape_t[2:]):
                 raise RecipeError(
                     f'"{s}" of the student and "{t}" of the teacher see different positions',
@@ -106,7 +106,7 @@ class AttentionObjective(Objective):
             values.append(
                 self.loss(
                     maps,
-                    self._resized(seen.teacher.tapped[t], maps.shape),
+                    self.resized(seen.teacher.tapped[t], maps.shape),
                     query_mask=token_mask(seen.batch, self.mask, maps.shape[2]),
                     reduction="sum",
                     **extra,
@@ -115,7 +115,8 @@ class AttentionObjective(Objective):
             )
         return torch.stack(values).mean()
 
-    def _resized(self, maps: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    def resized(self, maps: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Bring maps of the teacher to the grid of the student's, of this shape, if ``resize`` says so."""
         if self.resize is None:
             return maps
         try:

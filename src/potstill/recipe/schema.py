@@ -166,6 +166,7 @@ class EvaluateSection(Section):
     samples: int = Field(1000, ge=1, description="Samples of each split.")
     batch_size: int = Field(128, ge=1)
     shown: int = Field(10, ge=0, description="Samples shown in the report.")
+    attention: bool = Field(True, description="Compare attention maps with the teacher's (attention.json).")
 
 
 class StageSection(Section):

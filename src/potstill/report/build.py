@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from potstill._version import __version__
 from potstill.errors import InputError
+from potstill.report.attention import attention_views, has_figures
 from potstill.report.charts import NARROW, WIDE, swatch
 from potstill.report.compare import collect_models, comparison, costs, details, score_chart
 from potstill.report.figures import arm_names, loss_panels, policy_view
@@ -89,6 +90,7 @@ def _page(runs: list[Run]) -> dict[str, Any]:
         "policies": [policy_view(run, arm_styles) for run in runs],
         "cka": cka_groups(models, arm_styles),
         "cka_models": cka_models(models),
+        "attention": attention_views(runs, run_styles),
         "costs": costs(models),
         "samples": samples,
         "more_samples": more_samples,
@@ -122,6 +124,8 @@ def notes(run: Run) -> list[str]:
         found.append("There are no scores yet: metrics.json is written when the run ends.")
     elif not any(model.role == "student" for model in run.metrics.models.values()):
         found.append("metrics.json holds no student yet.")
+    if run.attention is not None and not has_figures(run.attention):
+        found += run.attention.notes
     if run.plan is None:
         found.append("There is no plan.json, so names, layer maps and planned steps are not known.")
     return found

@@ -169,7 +169,7 @@ def strip_chart(lanes: Sequence[Lane], label: str, *, last_x: float, width: int 
                 class_=f"series {lane.style}",
             ),
         ]
-    return drawing(width, height, label, *body, _x_axis(x, width, height, row * len(lanes) + 1))
+    return drawing(width, height, label, *body, axis_along_x(x, width, height, row * len(lanes) + 1))
 
 
 def dot_chart(rows: Sequence[tuple[str, Sequence[Mark]]], label: str, *, width: int = WIDE) -> Markup:
@@ -197,7 +197,7 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[Mark]]], label: str, *, width: 
             error = mark.error if math.isfinite(mark.error) else 0.0
             bar = element("path", d=f"M{x(mark.value - error):.1f} {y}H{x(mark.value + error):.1f}", class_="error")
             body.append(element("g", title, bar, marker(int(mark.style[1:]), px, y), class_=f"series {mark.style}"))
-    axis = _x_axis(x, width, height, height - BOTTOM + 10.0, as_percent=True, unit="")
+    axis = axis_along_x(x, width, height, height - BOTTOM + 10.0, as_percent=True, unit="")
     return drawing(width, height, label, axis, *body)
 
 
@@ -221,10 +221,13 @@ def _frame(x: Scale, y: Scale, width: int, height: int) -> Markup:
     for value, label in zip(ticks, tick_labels(ticks, is_log=y.is_log)):
         parts.append(element("path", d=f"M{LEFT} {y(value):.1f}H{width - RIGHT}", class_="grid"))
         parts.append(text(LEFT - 6.0, y(value) + 3.5, label, anchor="end"))
-    return Markup("").join(parts) + _x_axis(x, width, height, height - BOTTOM)
+    return Markup("").join(parts) + axis_along_x(x, width, height, height - BOTTOM)
 
 
-def _x_axis(x: Scale, width: int, height: int, top: float, *, as_percent: bool = False, unit: str = "step") -> Markup:
+def axis_along_x(
+    x: Scale, width: int, height: int, top: float, *, as_percent: bool = False, unit: str = "step"
+) -> Markup:
+    """Return the axis below a chart: a line, ticks, their labels and the unit at its end."""
     ticks = x.ticks(5)
     labels = [percent(value, 0) for value in ticks] if as_percent else tick_labels(ticks)
     parts = [element("path", d=f"M{x.start:.1f} {top:.1f}H{x.end:.1f}", class_="axis")]

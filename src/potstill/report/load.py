@@ -15,11 +15,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from potstill.errors import InputError, IntegrityError
 from potstill.report.history import History, read_history
-from potstill.report.schema import Metrics, Plan, Sample
+from potstill.report.schema import Attention, Metrics, Plan, Sample
 
 T = TypeVar("T", bound=BaseModel)
 
-FILES = ("recipe.yaml", "plan.json", "environment.json", "metrics.json", "history.jsonl", "samples.json")
+FILES = (
+    "recipe.yaml",
+    "plan.json",
+    "environment.json",
+    "metrics.json",
+    "history.jsonl",
+    "samples.json",
+    "attention.json",
+)
 
 
 @dataclass
@@ -34,11 +42,12 @@ class Run:
     metrics: Metrics | None
     history: History | None
     samples: list[Sample] | None
+    attention: Attention | None
 
     @property
     def missing(self) -> list[str]:
         """Names of the files that are not there."""
-        read = (self.recipe, self.plan, self.environment, self.metrics, self.history, self.samples)
+        read = (self.recipe, self.plan, self.environment, self.metrics, self.history, self.samples, self.attention)
         return [name for name, value in zip(FILES, read) if value is None]
 
 
@@ -89,6 +98,7 @@ def _load_run(path: Path) -> Run:
         metrics=_read_json(path / "metrics.json", Metrics),
         history=_read_history(history_file),
         samples=samples,
+        attention=_read_json(path / "attention.json", Attention),
     )
 
 

@@ -135,3 +135,70 @@ class Sample(_Record):
     text: str | None = None
     truth: str
     answers: dict[str, str] = {}
+
+
+class MapRow(_Record):
+    """A map of the teacher beside the student's; numbers of the heads, or None for the mean over all of them.
+
+    Values are in thousandths: of a map over pictures one list of cells a picture, of words one list of keys a query, of
+    a bar one list.
+    """
+
+    query: str | None = None
+    cell: int | None = None
+    teacher_head: int | None = None
+    student_head: int | None = None
+    teacher: list[list[float]] | list[float]
+    student: list[list[float]] | list[float]
+
+
+class ShownMaps(_Record):
+    """The maps of one pair for one sample."""
+
+    pair: int
+    kind: Literal["picture", "words", "bars"]
+    grid: tuple[int, int] | None = None
+    queries: list[str] = []
+    keys: list[str] = []
+    rows: list[MapRow] = []
+
+
+class AttentionSample(_Record):
+    """A sample whose maps are shown."""
+
+    task: str | None = None
+    images: list[str] = []
+    maps: list[ShownMaps] = []
+
+
+class AttentionPair(_Record):
+    """A compared pair of maps: how alike heads are, a row for each head of the teacher."""
+
+    name: str = ""
+    student: str
+    teacher: str
+    queries: str | None = None
+    keys: str | None = None
+    similarity: list[list[float | None]] = []
+
+
+class AttentionDistance(_Record):
+    """How far the heads of a layer look."""
+
+    module: str
+    student: str
+    teacher: str
+    unit: str | None = None
+    student_heads: list[float | None] = []
+    teacher_heads: list[float | None] = []
+
+
+class Attention(_Record):
+    """``attention.json``."""
+
+    version: Literal[1] = 1
+    samples: int = 0
+    notes: list[str] = []
+    pairs: list[AttentionPair] = []
+    distance: list[AttentionDistance] = []
+    shown: list[AttentionSample] = []

@@ -50,6 +50,7 @@ class RunFolder:
     ``progress.json``    which stage runs, and whether training is done
     ``metrics.json``     per model: task scores, fidelity, cost
     ``samples.json``     pictures, questions and answers for the report
+    ``attention.json``   attention of teacher and student, for the report
     ``environment.json``  machine, versions, commit, command
     ``student/``         the exported student
     ``report.html``      the report

@@ -1,7 +1,8 @@
-"""The end of a run: export the student, measure teacher and student, write samples and the report."""
+"""The end of a run: export the student, measure teacher and student, write samples, attention and the report."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from potstill.export import export_student
 from potstill.models.load import load_model
 from potstill.recipe import Recipe, load_recipe
 from potstill.report import build_report
+from potstill.run.attention import attention_of
 from potstill.run.build import build_source
 from potstill.run.check import check_fit, check_splits
 from potstill.run.folder import RunFolder
 from potstill.run.prepare import Prepared
 from potstill.run.watch import Progress
-from potstill.train.checkpoint import read_json, write_json
+from potstill.train.checkpoint import read_json, write_json, write_text
 
 
 @dataclass
@@ -64,6 +66,14 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
             inputs=built.recipe.inputs,
         )
         write_json(folder / "samples.json", shown)
+    if recipe.evaluate.attention and built.teacher is not None:
+        progress({"event": "measure", "what": "attention"})
+        data = attention_of(built, recipe.evaluate)
+        for note in data["notes"]:
+            progress({"event": "note", "text": f"attention: {note}"})
+        write_text(folder / "attention.json", json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+    else:  # what an earlier measurement of this run left
+        (folder / "attention.json").unlink(missing_ok=True)
     student.to(device)
     build_report(folder.path)
     progress({"event": "done", "folder": str(folder.path)})

@@ -89,10 +89,11 @@ class Reading:
 
 def attention_kinds(model: nn.Module, path: str) -> set[str]:
     """Return which attention there is at or below a path: "self", "cross", both or none."""
-    return {_kind(n) for n, module in model.get_submodule(path).named_modules() if is_attention(module)}
+    return {kind_by_name(n) for n, module in model.get_submodule(path).named_modules() if is_attention(module)}
 
 
-def _kind(name: str) -> str:
+def kind_by_name(name: str) -> str:
+    """Return "cross" or "self", by what an attention module is called."""
     return "cross" if _CROSS.search(name) else "self"
 
 
@@ -112,7 +113,7 @@ def find_attention(model: nn.Module, path: str, kind: str | None = None, *, wher
     if is_attention(root):
         return path
     found = [name for name, module in root.named_modules() if is_attention(module)]
-    wanted = [n for n in found if kind in (None, _kind(n))]
+    wanted = [n for n in found if kind in (None, kind_by_name(n))]
     if len(wanted) == 1:
         return f"{path}.{wanted[0]}" if path else wanted[0]
     what = f"{kind}-attention" if kind else "attention"
