@@ -351,3 +351,14 @@ def test_bad_taps_are_refused_by_name(make):
             tap.maps()
         model(**inputs)
         assert len(tap.maps()) == 2
+
+
+@pytest.mark.parametrize("family", ["blip-caption", "llama"])
+def test_a_closed_tap_does_not_stand_in_the_way_of_generation_with_cached_keys(family, make):
+    model, inputs = make(family)
+    path = [n for n, m in model.named_modules() if is_attention(m)][-1]
+    asked = {k: v for k, v in inputs.items() if k != "decoder_input_ids"}
+    expected = model.generate(**asked, max_new_tokens=4, do_sample=False)
+    taps = Taps(model, [f"{path}@attention"])
+    assert model.generate(**asked, max_new_tokens=4, do_sample=False).equal(expected)
+    taps.remove()

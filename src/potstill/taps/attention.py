@@ -23,7 +23,10 @@ _CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
 
 class See(Protocol):
-    """What is told of every call of a tapped attention."""
+    """What is told of the calls of a tapped attention, if it wants to know."""
+
+    def wants(self) -> bool:
+        """Say whether the call under way is to be shown."""
 
     def __call__(
         self,
@@ -150,19 +153,16 @@ def _attend(
     reading: Reading = module.config.reading
     implementation = reading.config._attn_implementation
     for name in ("softcap", "s_aux", "cu_seq_lens_q"):
-        if options.get(name) is not None:
+        if options.get(name) is not None and reading.see.wants():
             raise InputError(f'attention with "{name}" cannot be read', where=f"taps, {type(module).__name__}")
     # "eager" means a function of the model's own file, which is out of reach here; SDPA takes the same masks.
     name = "sdpa" if implementation in (None, "eager") else implementation
     result = ALL_ATTENTION_FUNCTIONS.get_interface(name, None)(module, query, key, value, attention_mask, **options)
-    scaling = options.get("scaling")
-    reading.see(
-        query,
-        key,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        options.get("position_bias"),
-        _readable(module, query, key, attention_mask, options),
-    )
+    if reading.see.wants():
+        scaling = options.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        mask = _readable(module, query, key, attention_mask, options)
+        reading.see(query, key, scaling, options.get("position_bias"), mask)
     return result
 
 

@@ -32,8 +32,8 @@ class Reader:
     scores: Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Any]], Scores]
     watches: tuple[str, ...] = ()
 
-    def attach(self, module: nn.Module, see: Callable[..., None]) -> list[RemovableHandle]:
-        """Hook the module, so that ``see`` is told of every call; return the handles."""
+    def attach(self, module: nn.Module, see: Any) -> list[RemovableHandle]:
+        """Hook the module, so that ``see`` is told of the calls it wants; return the handles."""
         seen: dict[str, Tensor] = {}
         signature = inspect.signature(module.forward)
 
@@ -41,7 +41,8 @@ class Reader:
             return lambda child, args, output: seen.__setitem__(name, output)
 
         def tell(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            see(*self.scores(module, seen, signature.bind(*args, **kwargs).arguments))
+            if see.wants():
+                see(*self.scores(module, seen, signature.bind(*args, **kwargs).arguments))
             seen.clear()
 
         handles = [module.get_submodule(name).register_forward_hook(watch(name)) for name in self.watches]

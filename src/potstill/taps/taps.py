@@ -182,7 +182,7 @@ class Taps:
             self._handles.append(hook)
         for path, taps in readers.items():
             module = model.get_submodule(path)
-            self._readings.append(Reading(module, self._make_see(taps, module)))
+            self._readings.append(Reading(module, _Look(self, taps, module)))
 
     def open(self, only: Iterable[str] | None = None) -> None:
         """Start keeping tensors, of all taps or of those named."""
@@ -249,37 +249,48 @@ class Taps:
         if self._wants(text, module):
             self._seen[text] = tap.select(value, text)
 
-    def _make_see(self, taps: Sequence[tuple[str, Tap]], module: nn.Module):
-        def see(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            scaling: float,
-            position_bias: torch.Tensor | None = None,
-            attention_mask: torch.Tensor | None = None,
-        ) -> None:
-            for text, tap in taps:
-                is_wanted = self._wants(text, module)
-                # In backward a checkpointed block must do again all it did, or its saved tensors do not match.
-                if not is_wanted and not (text in self._again and torch.is_grad_enabled()):
-                    continue
-                rows = (query, position_bias, attention_mask)
-                if tap.index is not None:
-                    rows = pick_rows(tap.index, *rows)
-                value = attention_probs(rows[0], key, scaling, *rows[1:])
-                if tap.field == HEAD_MEAN:
-                    value = value.mean(1, keepdim=True)
-                if text in self._reduce:
-                    value = self._reduce[text](value)
-                if is_wanted:
-                    self._seen[text] = value
-
-        return see
-
     def _make_output_hook(self, text: str, tap: Tap):
         return lambda module, args, output: self._keep(text, tap, module, output)
 
     def _make_input_hook(self, text: str, tap: Tap):
         return lambda module, args: self._keep(text, tap, module, args)
+
+
+class _Look:
+    """What a tapped attention module tells of its calls; see ``potstill.taps.attention.See``."""
+
+    def __init__(self, owner: Taps, taps: Sequence[tuple[str, Tap]], module: nn.Module):
+        self._owner, self._taps, self._module = owner, taps, module
+
+    def wants(self) -> bool:
+        return any(self._owner._wants(text, self._module) or self._must_repeat(text) for text, _ in self._taps)
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        scaling: float,
+        position_bias: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> None:
+        for text, tap in self._taps:
+            is_wanted = self._owner._wants(text, self._module)
+            if not is_wanted and not self._must_repeat(text):
+                continue
+            rows = (query, position_bias, attention_mask)
+            if tap.index is not None:
+                rows = pick_rows(tap.index, *rows)
+            value = attention_probs(rows[0], key, scaling, *rows[1:])
+            if tap.field == HEAD_MEAN:
+                value = value.mean(1, keepdim=True)
+            if text in self._owner._reduce:
+                value = self._owner._reduce[text](value)
+            if is_wanted:
+                self._owner._seen[text] = value
+
+    def _must_repeat(self, text: str) -> bool:
+        # In backward a checkpointed block must do again all it did, or its saved tensors do not match.
+        return text in self._owner._again and torch.is_grad_enabled()
 
 
 class AttentionTap:

@@ -1,9 +1,10 @@
-"""The evidence for AMAD: a VL-T5 teacher of eight heads, students of two and of three heads, equal steps.
+"""The evidence for AMAD: a teacher of eight heads, students of two and of three heads, equal steps.
 
-Every run is the packaged recipe ``amad-vl-t5`` with another objective beside the same KD on tokens. A seed sets the
-order of the data and the start of what is not copied, for all systems alike, so differences are paired. Systems:
+Every run is a packaged recipe, ``amad-blip-vqa`` or ``amad-vl-t5``, with another objective beside the same KD on what
+is written. A seed sets the order of the data and the start of what is not copied, for all systems alike, so
+differences are paired. Systems:
 
-- ``kd``: nothing but KD on tokens;
+- ``kd``: nothing but KD on what is written;
 - ``one_to_one``, ``head_mean``, ``squeezing``: maps of the last layers, heads paired by number, averaged, merged;
 - ``minilm``: MiniLM relations of queries, keys and values of the last self-attentions, in place of maps;
 - ``amad-<variant>-<tau>``: kl, mse and token_kl, tau 1 and 0.1.
@@ -12,10 +13,11 @@ Every second term has an automatic weight, so all are as large as KD over the fi
 are six, share the size of KD at the start. Run from the repository
 root, as often as needed (finished runs are skipped)::
 
-    OMP_NUM_THREADS=1 python benchmarks/amad_vl_t5.py --teacher runs/teach-vl-t5/student --seeds 0-4 --shard 0/2 &
-    python benchmarks/amad_vl_t5.py --summary
+    OMP_NUM_THREADS=1 python benchmarks/amad_students.py --seeds 0-4 --shard 0/2 &
+    OMP_NUM_THREADS=1 python benchmarks/amad_students.py --recipe amad-vl-t5 --teacher runs/teach-vl-t5/student &
+    python benchmarks/amad_students.py --summary
 
-A row per run goes to ``benchmarks/results/amad_vl_t5_runs.csv``: KL to the teacher in nats per token of unseen scenes
+A row per run goes to ``benchmarks/results/amad_students_runs.csv``: KL to the teacher in nats per token of new scenes
 after a third, two thirds and all of the steps (``kl_33``, ``kl_67``, ``kl``), and the task scores at the end.
 """
 
@@ -28,43 +30,79 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
 
-ATTENTION = ("visual.block.1.layer.0.SelfAttention", "encoder.block.2.layer.0.SelfAttention")
 TASKS = ("vqa", "caption", "translation")
 MAPS = {"one_to_one": "one_to_one_heads", "head_mean": "head_mean", "squeezing": "squeezing_heads"}
 AMAD = tuple(f"amad-{variant}-{tau}" for variant in ("kl", "mse", "token_kl") for tau in ("1", "0.1"))
 SYSTEMS = ("kd", "amad-kl-1", "one_to_one", "head_mean", "amad-mse-1", "minilm", "squeezing", *AMAD[1:2], *AMAD[3:])
 AGAINST = ("kd", "one_to_one", "head_mean")
-SHARED = ("setting", "teacher", "heads", "steps", "batch_size")
+SHARED = ("recipe", "setting", "teacher", "heads", "steps", "batch_size")
 MEASURES = ("kl_33", "kl_67", "kl", *(f"score_{task}" for task in TASKS), "cpu_seconds")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the recipes differ in.
+
+    Attributes:
+        tasks: What is measured.
+        heads: Paths of the fields of the student's configuration that hold the number of heads.
+        relations: (student, teacher) modules that make queries, keys and values of the last self-attentions.
+    """
+
+    tasks: tuple[str, ...]
+    heads: tuple[tuple[str, ...], ...]
+    relations: tuple[tuple[str, str], ...]
+
+
+SETTINGS = {
+    "amad-vl-t5": Setting(
+        TASKS,
+        (("num_heads",),),
+        tuple(
+            (f"{block}.layer.0.SelfAttention.{kind}",) * 2
+            for block in ("visual.block.1", "encoder.block.2")
+            for kind in "qkv"
+        ),
+    ),
+    # The picture's queries, keys and values leave one layer together: relations take those of the question alone.
+    "amad-blip-vqa": Setting(
+        ("vqa",),
+        (("vision_config", "num_attention_heads"), ("text_config", "num_attention_heads")),
+        tuple(
+            tuple(f"text_encoder.encoder.layer.{n}.attention.self.{kind}" for n in (0, 1))
+            for kind in ("query", "key", "value")
+        ),
+    ),
+}
 
 
 def recipe_of(base: dict[str, Any], system: str, heads: int, seed: int) -> dict[str, Any]:
     """Return the recipe of one cell."""
     recipe = copy.deepcopy(base)
+    setting = SETTINGS[recipe["name"]]
     recipe["seed"] = seed
-    recipe["student"]["overrides"] = {"num_heads": heads}
+    for path in setting.heads:
+        place = recipe["student"]["overrides"]
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = heads
     kd, attention = recipe["objectives"]
     if system == "kd":
         recipe["objectives"] = [kd]
     elif system == "minilm":
-        # Relation heads have to divide both widths of queries: heads x 16.
+        # Relation heads have to divide both widths of queries.
         recipe["objectives"] = [
             kd,
             *(
-                {
-                    "loss": "minilm_relation",
-                    "name": f"{path.partition('.')[0]}_{kind}",
-                    "on": f"{path}.{kind}@output",
-                    "R": 16,
-                    "weight": 1.0,
-                }
-                for path in ATTENTION
-                for kind in "qkv"
+                {"loss": "minilm_relation", "name": f"relation_{i}", "on": f"{ours}@output", "R": 16, "weight": 1.0}
+                | {"teacher_on": f"{theirs}@output"}
+                for i, (ours, theirs) in enumerate(setting.relations)
             ),
         ]
     elif system in MAPS:
@@ -99,7 +137,7 @@ class Bench:
             built.close()
             for objective in relations:
                 start = built.trainer.start
-                objective["weight"] = start["tokens"] / start[objective["name"]] / len(relations)
+                objective["weight"] = start[recipe["objectives"][0]["name"]] / start[objective["name"]] / len(relations)
 
     def run(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """Train once; measure KL on the way and scores at the end."""
@@ -112,6 +150,7 @@ class Bench:
 
         self._weigh(recipe)
         loaded = load_recipe(recipe)
+        tasks = SETTINGS[recipe["name"]].tasks
         steps, found, paused = recipe["train"]["steps"], {}, [0.0]
         with tempfile.TemporaryDirectory() as folder:
             built = prepare(loaded, Path(folder), teacher=self.teacher)
@@ -119,7 +158,7 @@ class Bench:
 
             def near() -> float:
                 began = time.process_time()
-                compared = fidelity(built.student, self.teacher, dataset, built.source.collator, tasks=TASKS)
+                compared = fidelity(built.student, self.teacher, dataset, built.source.collator, tasks=tasks)
                 paused[0] += time.process_time() - began
                 total = sum(entry["samples"] for entry in compared.values())
                 return round(sum(entry["kl"] * entry["samples"] for entry in compared.values()) / total, 6)
@@ -136,9 +175,9 @@ class Bench:
             seconds = time.process_time() - began - paused[0]
             found["kl"] = near()
             test = built.source.split("test", self.options.samples)
-            scores = evaluate_tasks(built.student, test, built.source.collator, tasks=TASKS)
+            scores = evaluate_tasks(built.student, test, built.source.collator, tasks=tasks)
         built.close()
-        return found | {f"score_{t}": round(main_score(scores[t]), 4) for t in TASKS} | {"cpu_seconds": round(seconds)}
+        return found | {f"score_{t}": round(main_score(scores[t]), 4) for t in tasks} | {"cpu_seconds": round(seconds)}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -147,14 +186,16 @@ def run(options: argparse.Namespace) -> None:
     from potstill.models.load import find_model
     from potstill.recipe import load_recipe
 
-    base = load_recipe("amad-vl-t5", options.set).model_dump()
+    base = load_recipe(options.recipe, options.set).model_dump()
     base["objectives"] = [{k: v for k, v in o.items() if v is not None} for o in base["objectives"]]
+    options.teacher = options.teacher or base["teacher"]["model"]
     base["teacher"]["model"] = options.teacher
     base["train"].update(steps=options.steps, threads=1, log_every=options.steps, checkpoint_every=options.steps)
     weights = (find_model(options.teacher) / "model.safetensors").read_bytes()
     shared = {k: v for k, v in base.items() if k not in ("teacher", "name")}
     text = json.dumps([shared, options.heldout, options.samples], sort_keys=True, default=str)
     budget = {
+        "recipe": options.recipe,
         "setting": hashlib.sha256(text.encode()).hexdigest()[:10],
         "teacher": hashlib.sha256(weights).hexdigest()[:10],
         "steps": options.steps,
@@ -172,8 +213,8 @@ def run(options: argparse.Namespace) -> None:
             continue
         row = {**budget, "heads": heads, "system": system, "seed": seed}
         row |= bench.run(recipe_of(base, system, heads, seed))
-        append_rows(options.out, [row | where])
-        print(" ".join(f"{k} {row[k]}" for k in ("system", "heads", "seed", *MEASURES)), flush=True)
+        append_rows(options.out, [{**row, **{m: row.get(m, "") for m in MEASURES}} | where])
+        print(" ".join(f"{k} {row[k]}" for k in ("system", "heads", "seed", *MEASURES) if k in row), flush=True)
 
 
 def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -187,14 +228,14 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
     for key, systems in by_setting.items():
         for system in sorted(systems, key=SYSTEMS.index):
             for measure in MEASURES:
-                values = {seed: float(r[measure]) for seed, r in systems[system].items()}
+                values = {seed: float(r[measure]) for seed, r in systems[system].items() if r.get(measure)}
                 if len(values) < 2:
                     continue
                 interval = mean_interval(list(values.values()))
                 row = dict(zip(SHARED, key)) | {"system": system, "measure": measure, "seeds": interval.n}
                 row |= {"mean": f"{interval.mean:.4f}", "ci95": f"{interval.half_width:.4f}"}
                 for other in AGAINST:
-                    both = sorted(values.keys() & systems.get(other, {}).keys())
+                    both = sorted(s for s, r in systems.get(other, {}).items() if s in values and r.get(measure))
                     row |= dict.fromkeys((f"minus_{other}", f"minus_{other}_ci95", f"minus_{other}_clear"), "")
                     if other != system and len(both) > 1:
                         rival = [float(systems[other][s][measure]) for s in both]
@@ -209,7 +250,8 @@ def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="runs/teach-vl-t5/student")
+    parser.add_argument("--recipe", default="amad-blip-vqa", choices=list(SETTINGS))
+    parser.add_argument("--teacher", help="packaged name or folder; the recipe's if left out")
     parser.add_argument("--seeds", default="0-4", help="first-last or a list with commas")
     parser.add_argument("--heads", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--steps", type=int, default=300)
@@ -218,7 +260,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="test samples for the scores")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override of the recipe")
     parser.add_argument("--shard", default="0/1", help="this process does every n-th run: i/n")
-    parser.add_argument("--out", type=Path, default=RESULTS / "amad_vl_t5_runs.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "amad_students_runs.csv")
     parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()
     if options.summary:
