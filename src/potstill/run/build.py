@@ -35,7 +35,7 @@ from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
 from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
 from potstill.run.check import LABEL_LOSSES
-from potstill.run.maps import attention_objectives, map_losses
+from potstill.run.maps import attention_objectives, chosen_modules, map_losses
 from potstill.students import STUDENTS
 from potstill.students import build_student as make_student
 from potstill.taps import expand_paths
@@ -193,11 +193,7 @@ def _objectives_of(
 def _hidden(
     section: ObjectiveSection, modules: Sequence[DistilledModule], weight: float, where: str
 ) -> list[Objective]:
-    known = [m.name for m in modules]
-    wanted = known if section.modules in (None, "all") else section.modules
-    for j, name in enumerate(wanted):
-        if name not in known:
-            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    chosen = chosen_modules(section, modules, where)
     kinds = ["auto", "none", *PROJECTORS]
     if section.projector not in kinds:
         hint = suggest(section.projector, kinds)
@@ -212,8 +208,7 @@ def _hidden(
             projector=section.projector,
             weight=weight,
         )
-        for m in modules
-        if m.name in wanted
+        for m in chosen
     ]
 
 

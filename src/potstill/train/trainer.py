@@ -232,19 +232,14 @@ class DistillationTrainer(ResumableTrainer):
             with self.compute_loss_context_manager():
                 output = self.model(batch, self.teacher.signal(batch) if self.teacher is not None else None)
             for name, total in output.totals.items():
-                kept = self._step.setdefault(name, [0.0, 0.0])
-                kept[0] += total.item()
-                kept[1] += output.counts[name].item()
+                _add(self._step, name, total.item(), output.counts[name].item())
         self.model.train(was_training)
         self.model.alphas.begin(self._means_of_step())
 
     def _means_of_step(self) -> dict[str, float]:
         """Return the mean of every term over the whole window and all ranks, and forget them."""
-        names = [o.name for o in self.model.objectives]
-        sums = torch.tensor([self._step.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
-        rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
-        self._step = {}
-        return {name: total / count for name, (total, count) in zip(names, rows) if count}
+        step, self._step = self._of_all_ranks(self._step), {}
+        return {name: total / count for name, (total, count) in step.items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Ask the teacher, then call the wrapped module: its ``.module`` would skip the gradient reduction."""
@@ -262,9 +257,7 @@ class DistillationTrainer(ResumableTrainer):
         self._loss[0] += loss
         for window in (self._window, self._step) if self.model.alphas.are_measured else (self._window,):
             for name, total, count in zip(names, values, values[len(names) :]):
-                kept = window.setdefault(name, [0.0, 0.0])
-                kept[0] += total
-                kept[1] += count
+                _add(window, name, total, count)
         # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
@@ -376,7 +369,7 @@ class DistillationTrainer(ResumableTrainer):
         """Return the policy's rounds, what has not been logged yet (of all ranks together) and the guard's count."""
         return {
             "rounds": None if self.rounds is None else self.rounds.state_dict(),
-            "window": self._window_of_all_ranks(),
+            "window": self._of_all_ranks(self._window),
             "loss": [self._loss_of_all_ranks(), self._loss[1]],
             "skips_in_a_row": self.guard.in_a_row,
         }
@@ -400,7 +393,7 @@ class DistillationTrainer(ResumableTrainer):
             weights = {o.name: self.model.weight_of(o) for o in self.model.objectives}
             terms = {
                 name: {"value": total / max(count, 1.0), "weight": weights[name]}
-                for name, (total, count) in self._window_of_all_ranks().items()
+                for name, (total, count) in self._of_all_ranks(self._window).items()
             }
             self._window = {}
             # The Trainer (5.23) forgets on resuming what it has not logged, and counts skipped steps.
@@ -422,11 +415,17 @@ class DistillationTrainer(ResumableTrainer):
         # All logs are in the history; every checkpoint would hold them once more, and memory grow with the run.
         del self.state.log_history[:-1]
 
-    def _window_of_all_ranks(self) -> dict[str, list[float]]:
+    def _of_all_ranks(self, window: dict[str, list[float]]) -> dict[str, list[float]]:
         names = [o.name for o in self.model.objectives]
-        sums = torch.tensor([self._window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
+        sums = torch.tensor([window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
         rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
         return {name: row for name, row in zip(names, rows) if row[1]}
 
     def _loss_of_all_ranks(self) -> float:
         return self._sum_over_ranks(torch.tensor(self._loss[0], dtype=torch.float64, device=self.args.device)).item()
+
+
+def _add(window: dict[str, list[float]], name: str, total: float, count: float) -> None:
+    kept = window.setdefault(name, [0.0, 0.0])
+    kept[0] += total
+    kept[1] += count
