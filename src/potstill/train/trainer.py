@@ -22,6 +22,7 @@ from potstill.errors import InputError, IntegrityError, RecipeError
 from potstill.objectives import Objective, Seen
 from potstill.teachers import LiveTeacher
 from potstill.train.arguments import DistillationArguments
+from potstill.train.epochs import TellEpoch
 from potstill.train.guard import Guard
 from potstill.train.history import History
 from potstill.train.module import DistillModule
@@ -42,7 +43,7 @@ class DistillationTrainer(ResumableTrainer):
         policy: Chooses which module's objectives play; None = all, always.
         args: Settings.
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
-            (seed, epoch).
+            (seed, epoch). One with ``set_epoch`` is told the epoch before it is read.
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
         stage: Name written into the history, where several stages share a file.
@@ -91,6 +92,8 @@ class DistillationTrainer(ResumableTrainer):
             teacher.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
+        if hasattr(train_dataset, "set_epoch"):
+            self.add_callback(TellEpoch(train_dataset))
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",
