@@ -246,7 +246,7 @@ def amad_vl_t5() -> str:
 
 
 def amad_and_optima() -> str:
-    words = {"kd": "KD only", "amad-kl-1": "AMAD", "optima": "OPTIMA", "amad+policy": "AMAD, modules by OPTIMA's policy",
+    words = {"kd": "KD only", "amad-kl-1": "AMAD", "optima": "OPTIMA", "amad+policy": "AMAD, one module a round",
              "amad+optima": "AMAD and OPTIMA"}  # fmt: skip
     tasks = {"caption": "captions, %", "vqa": "questions, %", "entailment": "entailment, %", "nlvr2": "nlvr2, %"}
     return _of_students("amad-scenes", words, tasks, ("kd", "amad-kl-1", "optima"))
