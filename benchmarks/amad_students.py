@@ -23,7 +23,8 @@ are six, share the size of KD at the start. Run from the repository
 root, as often as needed (finished runs are skipped)::
 
     OMP_NUM_THREADS=1 python benchmarks/amad_students.py --seeds 0-4 --shard 0/2 &
-    OMP_NUM_THREADS=1 python benchmarks/amad_students.py --recipe amad-vl-t5 --teacher runs/teach-vl-t5/student &
+    OMP_NUM_THREADS=1 python benchmarks/amad_students.py --recipe amad-vl-t5 &
+    OMP_NUM_THREADS=1 python benchmarks/amad_students.py --recipe amad-scenes --heads 2 --steps 400 &
     python benchmarks/amad_students.py --summary
 
 A row per run goes to ``benchmarks/results/amad_students_runs.csv``: KL to the teacher in nats per token of new scenes

@@ -157,17 +157,25 @@ def mechanism() -> str:
     return table(head, body)
 
 
+AMAD_SYSTEMS = {
+    "kd": "KD only",
+    "one_to_one": "`one_to_one_heads`",
+    "head_mean": "`head_mean`",
+    "squeezing": "`squeezing_heads`",
+    "minilm": "`minilm_relation`",
+    **{
+        f"amad-{variant}-{tau}": f"`amad_loss`, {variant}, tau {tau}"
+        for variant in ("kl", "mse", "token_kl")
+        for tau in ("1", "0.1")
+    },
+}
+
+
 def amad_recall() -> str:
     if not (RESULTS / "amad_recall.csv").is_file():
         return "Not measured yet."
     rows = read("amad_recall.csv")
-    words = {"kd": "KD only", "one_to_one": "`one_to_one_heads`", "head_mean": "`head_mean`",
-             "shd": "`squeezing_heads`", "minilm": "`minilm_relation`"}  # fmt: skip
-    words |= {
-        f"amad_{variant}_{tau}": f"`amad_loss`, {variant}, tau {tau}"
-        for variant in ("kl", "mse", "token_kl")
-        for tau in ("1", "0.1")
-    }
+    words = {system.replace("-", "_").replace("squeezing", "shd"): text for system, text in AMAD_SYSTEMS.items()}
     parts = []
     for heads in dict.fromkeys(r["heads"] for r in rows):
         found = [r for r in rows if r["heads"] == heads and r["dtype"] == "float32"]
@@ -188,6 +196,62 @@ def amad_recall() -> str:
     return "\n\n".join(parts)
 
 
+def _of_students(recipe: str, words: dict[str, str], tasks: dict[str, str], against: tuple[str, ...]) -> str:
+    path = RESULTS / "amad_students.csv"
+    rows = [r for r in read(path.name) if r["recipe"] == recipe] if path.is_file() else []
+    if not rows:
+        return "Not measured yet."
+    parts = []
+    for heads in sorted({r["heads"] for r in rows}):
+        found = [r for r in rows if r["heads"] == heads]
+        of = {(r["system"], r["measure"]): r for r in found}
+        steps = int(found[0]["steps"])
+        body = []
+        for system, text in words.items():
+            if (system, "kl") not in of:
+                continue
+            curve = [of[system, m] for m in ("kl_33", "kl_67", "kl")]
+            end = curve[-1]
+            body.append(
+                [
+                    text,
+                    end["seeds"],
+                    *(f"{float(r['mean']):.3f}" for r in curve[:2]),
+                    f"{float(end['mean']):.3f} ± {float(end['ci95']):.3f}",
+                    *(_difference(end, other) for other in against),
+                    *(percent(r["mean"], r["ci95"]) for t in tasks if (r := of[system, f"score_{t}"])),
+                ]
+            )
+        head = ["system", "seeds", *(f"KL, {steps * n // 100} steps" for n in (33, 67)), f"KL, {steps} steps"]
+        head += [f"minus {words[other]}" for other in against] + list(tasks.values())
+        parts.append(f"Student of {heads} heads:\n\n{table(head, body)}")
+    return "\n\n".join(parts)
+
+
+def _difference(row: dict[str, str], other: str) -> str:
+    """Return the paired difference of the KL to another system, bold where its interval excludes 0."""
+    if not row[f"minus_{other}"]:
+        return ""
+    text = f"{float(row[f'minus_{other}']):+.3f} ± {float(row[f'minus_{other}_ci95']):.3f}"
+    return f"**{text}**" if row[f"minus_{other}_clear"] == "yes" else text
+
+
+def amad_blip() -> str:
+    return _of_students("amad-blip-vqa", AMAD_SYSTEMS, {"vqa": "questions, %"}, ("kd", "one_to_one", "head_mean"))
+
+
+def amad_vl_t5() -> str:
+    tasks = {"vqa": "questions, %", "caption": "captions, %", "translation": "translations, %"}
+    return _of_students("amad-vl-t5", AMAD_SYSTEMS, tasks, ("kd", "one_to_one", "head_mean"))
+
+
+def amad_and_optima() -> str:
+    words = {"kd": "KD only", "amad-kl-1": "AMAD", "optima": "OPTIMA", "amad+policy": "AMAD, one module a round",
+             "amad+optima": "AMAD and OPTIMA"}  # fmt: skip
+    tasks = {"caption": "captions, %", "vqa": "questions, %", "entailment": "entailment, %", "nlvr2": "nlvr2, %"}
+    return _of_students("amad-scenes", words, tasks, ("kd", "amad-kl-1", "optima"))
+
+
 def _gain(row: dict[str, str]) -> str:
     """Return the paired difference to plain distillation, bold where its interval excludes 0."""
     if not row["minus_kd"]:
@@ -206,6 +270,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "optima on the scenes": ("docs/policies/optima.md", optima_results),
     "reward noise": ("docs/policies/optima.md", reward_noise),
     "amad recall": ("docs/losses/attention.md", amad_recall),
+    "amad on blip": ("docs/losses/attention.md", amad_blip),
+    "amad on vl-t5": ("docs/losses/attention.md", amad_vl_t5),
+    "amad and optima": ("docs/losses/attention.md", amad_and_optima),
     "mechanism": ("docs/policies/optima.md", mechanism),
 }
 
