@@ -51,6 +51,30 @@ def teacher_scores() -> str:
     )
 
 
+def picture_teachers(name: str, recipe: str) -> Callable[[], str]:
+    def make() -> str:
+        if not (RESULTS / name).is_file():
+            return "Not measured yet."
+        rows = read(name)
+        of = {(r["model"], r["split"], r["kind"]): r for r in rows}
+        body = []
+        for model, split in dict.fromkeys((r["model"], r["split"]) for r in rows):
+            first, top5, ece = (of[model, split, kind] for kind in ("all", "top5_accuracy", "ece"))
+            cells = [percent(first["score"], first["stderr"]), percent(top5["score"]), percent(ece["score"])]
+            body.append([f"`{model}`", f"`{split}`", *cells])
+        models, splits = (" ".join(dict.fromkeys(r[key] for r in rows)) for key in ("model", "split"))
+        command = (
+            f"python benchmarks/teacher_scores.py --model {models} --recipe {recipe} --splits {splits} --out {name}"
+        )
+        head = ["teacher", "split", "accuracy", "among the first five", "calibration error"]
+        return (
+            f"Per cent ± standard error, {int(rows[0]['samples']):,} samples a split:\n\n{table(head, body)}\n\n"
+            f"```bash\n{command}\n```"
+        )
+
+    return make
+
+
 def blind_baselines() -> str:
     rows = [r for r in read("blind_baselines.csv") if r["kind"] == "all" and r["scenes"] == "1-4 objects"]
     names = list(dict.fromkeys(r["baseline"] for r in rows))
@@ -273,6 +297,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "amad on blip": ("docs/losses/attention.md", amad_blip),
     "amad on vl-t5": ("docs/losses/attention.md", amad_vl_t5),
     "amad and optima": ("docs/losses/attention.md", amad_and_optima),
+    "emoji teachers": ("docs/data/emoji.md", picture_teachers("emoji_teacher_scores.csv", "kd-emoji")),
+    "digit teachers": ("docs/data/digits.md", picture_teachers("digits_teacher_scores.csv", "kd-digits")),
     "mechanism": ("docs/policies/optima.md", mechanism),
 }
 
