@@ -76,11 +76,14 @@ class ClassMeanAccumulator:
         self._sums.index_add_(0, labels, features.double())
         self._counts.index_add_(0, labels, torch.ones_like(labels))
 
-    def finalize(self) -> tuple[Tensor, Tensor]:
+    def finalize(self, *, over_ranks: bool = True) -> tuple[Tensor, Tensor]:
         """Return means ``(C, D)`` and counts ``(C,)`` over all batches of all processes.
 
-        A class that never came has the mean 0 and the count 0. Means are float32, or float64 if features were. With
-        several processes every one has to call this, once.
+        A class that never came has the mean 0 and the count 0. Means are float32, or float64 if features were.
+
+        Args:
+            over_ranks: Add up the shares of several processes, every one of which then has to call this; False where
+                each has seen everything.
 
         Raises:
             InputError: nothing was added.
@@ -88,7 +91,7 @@ class ClassMeanAccumulator:
         if self._sums is None:
             raise InputError("there is no mean of nothing", where="ClassMeanAccumulator", hint="Call update first.")
         sums, counts = self._sums.clone(), self._counts.clone()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
             dist.all_reduce(counts)
         return (sums / counts.clamp_min(1).unsqueeze(1)).to(self._dtype), counts
