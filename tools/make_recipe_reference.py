@@ -23,9 +23,10 @@ import potstill.data.scene_source
 import potstill.losses
 from potstill.data.scenes import SceneDataset
 from potstill.data.sources import DATA
+from potstill.objectives import OBJECTIVES
 from potstill.policies import POLICIES, Policy
 from potstill.recipe import Recipe
-from potstill.run.check import MAPS_FILLED_IN
+from potstill.run.check import FIELDS, MAPS_FILLED_IN, NOT_OPEN
 from potstill.students import STUDENTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -199,14 +200,15 @@ def option_tables() -> list[str]:
             if p.name not in skipped
         ]
         lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
-    lines += [
-        "| `cross_entropy` | `label_smoothing: 0.0` |",
-        "| `readout` | `classes` (needed), `rows: null`, `skip: 0` |",
-        "| `supervised_attention` | `grid` (needed), `skip: 0`, `supervised: 1` |",
-        "| `hidden`, `model_loss` | none |",
-        "",
-    ]
-    return lines
+    for name in OBJECTIVES:
+        parameters = inspect.signature(OBJECTIVES.get(name)).parameters.values()
+        shown = [
+            f"`{p.name}` (needed)" if p.default is p.empty else f"`{p.name}: {_yaml(p.default)}`"
+            for p in parameters
+            if p.name not in (*FIELDS, *NOT_OPEN)
+        ]
+        lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
+    return [*lines, "| `hidden` | none |", ""]
 
 
 def _options(title: str, target: Callable[..., Any], hidden: set[str], fallback: Any = None) -> list[str]:
@@ -247,7 +249,7 @@ WORDS = {
     r"\bNone\b": "null",
 }
 # These read several tensors or other things than an output; they are for code, or for loss: "hidden".
-NOT_ON_OUTPUTS = {"module_hidden_loss", "teacher_mixed_probs"}
+NOT_ON_OUTPUTS = {"module_hidden_loss", "nd_loss", "teacher_mixed_probs"}
 MORE = {"max_tokens": "Longest text in tokens.", "size": "Number of training samples."}
 
 
