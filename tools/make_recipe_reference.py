@@ -22,6 +22,7 @@ import potstill.data.files_source
 import potstill.data.scene_source
 import potstill.losses
 from potstill.data.scenes import SceneDataset
+from potstill.data.selection import SELECTIONS
 from potstill.data.sources import DATA
 from potstill.objectives import OBJECTIVES
 from potstill.policies import POLICIES, Policy
@@ -39,6 +40,7 @@ SECTIONS = {
     "ModuleSection": "modules.NAME",
     "ObjectiveSection": "objectives[i]",
     "PolicySection": "policy",
+    "SelectionSection": "selection",
     "TrainSection": "train",
     "EvaluateSection": "evaluate",
     "StageSection": "stages[i]",
@@ -76,6 +78,8 @@ MEANING = {
     "EvaluateSection.samples": "Samples drawn from the split.",
     "EvaluateSection.batch_size": "Samples per forward pass.",
     "StageSection.name": "Name in the history and the folders.",
+    "StageSection.teachers": "Replaces the recipe's.",
+    "StageSection.selection": 'Replaces the recipe\'s; "none" = all samples.',
     "StageSection.data": "Fields of data that differ.",
     "StageSection.objectives": "Replace the recipe's.",
     "StageSection.policy": 'Replaces the recipe\'s; "none" = no policy.',
@@ -208,7 +212,12 @@ def option_tables() -> list[str]:
             if p.name not in (*FIELDS, *NOT_OPEN)
         ]
         lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
-    return [*lines, "| `hidden` | none |", ""]
+    lines += ["| `hidden` | none |", ""]
+    if list(SELECTIONS):
+        lines += ["### Options of selections", ""]
+    for name in SELECTIONS:
+        lines += _options(f'selection: {{name: "{name}"}}', SELECTIONS.get(name), {"seed"})
+    return lines
 
 
 def _options(title: str, target: Callable[..., Any], hidden: set[str], fallback: Any = None) -> list[str]:

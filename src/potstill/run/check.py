@@ -26,7 +26,6 @@ FIELDS = (
 )
 """Fields of an objective's section that the objectives of ``OBJECTIVES`` may take by the same name."""
 NOT_OPEN = ("name", "weight", "module", "alpha", "against")
-"""Parameters of objectives that are no options: every section has its own fields for them, or none."""
 MAPS_FILLED_IN = (
     *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
     *("projection", "teacher_values"),  # a part of the objective; not tapped
