@@ -258,7 +258,7 @@ WORDS = {
     r"\bNone\b": "null",
 }
 # These read several tensors or other things than an output; they are for code, or for loss: "hidden".
-NOT_ON_OUTPUTS = {"module_hidden_loss", "teacher_mixed_probs"}
+NOT_ON_OUTPUTS = {"module_hidden_loss", "nd_loss", "sample_tokens", "teacher_mixed_probs"}
 MORE = {"max_tokens": "Longest text in tokens.", "size": "Number of training samples."}
 
 

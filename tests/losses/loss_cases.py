@@ -23,11 +23,20 @@ from potstill.losses import (
     head_mean,
     hint_mse,
     kd_kl,
+    kdpp_loss,
     minilm_relation,
     module_hidden_loss,
+    nd_loss,
     one_to_one_heads,
+    pld_loss,
+    pld_token_loss,
     reverse_kl,
+    sinkhorn_kd_loss,
+    sinkhorn_kd_token_loss,
     squeezing_heads,
+    trg_global_loss,
+    trg_inner_loss,
+    trg_local_loss,
     tv_distance,
 )
 
@@ -48,11 +57,18 @@ class Case:
     feature_axis: int | tuple[int, ...] | None = -1
     loss: Callable | None = None  # the function behind ``call``, if that is a wrapper
     refuses_an_empty_mask: bool = False
+    refuses_an_empty_batch: bool = False
+    needs_every_sample: bool = False  # refuses a sample of which nothing counts
+    has_labels: bool = False  # of its own, in the order of ``TARGET``
+    couples_rows: bool = False  # so that its reductions are not one value a row, nor their sum
+    costs_equal_models: bool = False  # is not 0 where both agree
     is_per_sample: bool = False  # "none" gives one value per sample, not one per position
     counts_empty_samples: bool = False  # in the mean, with 0
     has_kink: bool = False  # the gradient jumps where both models agree
+    has_kinks_between_rows: bool = False  # and where rows do, as those do that are sure of a class
     loses_digits: bool = False  # small values are differences of larger ones
     differentiates_twice: bool = True
+    detaches_a_part: bool = False  # of the value, such as a scale of the student's own
 
     def __post_init__(self):
         self.loss = self.loss or self.call
@@ -62,11 +78,17 @@ class Case:
 
     @property
     def reductions(self):
-        return self.takes("reduction")
+        return self.takes("reduction") and not self.couples_rows
 
     @property
     def compares_logits(self):
         return self.takes("temperature")
+
+    def has_gradient(self, regime, temperature=1.0):
+        """Whether such inputs are clear of kinks."""
+        if self.has_kinks_between_rows:
+            return regime == "apart" and temperature >= 1
+        return not self.has_kink or "close" not in regime
 
     def inputs(self, B, seed=0, dtype=torch.float64):
         draws = torch.Generator().manual_seed(seed)
@@ -83,7 +105,10 @@ class Case:
         return x / x.sum(-1, keepdim=True) if self.loss in OF_MAPS else x
 
     def mask_for(self, B, seed=0):
-        return torch.rand(B, *self.mask, generator=torch.Generator().manual_seed(seed)) < 0.7
+        mask = torch.rand(B, *self.mask, generator=torch.Generator().manual_seed(seed)) < 0.7
+        if self.needs_every_sample:
+            mask[:, 0] = True
+        return mask
 
     def spread(self, mask, x):
         """Return the mask with the axes of ``x``."""
@@ -121,6 +146,44 @@ def _module_hidden(s, t, mask=None):
     return module_hidden_loss([s, s / 2], [t, t], None, mask)
 
 
+MEANS = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def _pld(s, t, mask=None, **more):
+    return pld_loss(s, t, TARGET[: len(s)], mask=mask, allow_empty=True, **more)
+
+
+def _pld_token(s, t, mask=None, **more):
+    labels = TARGET[: len(s)].unsqueeze(1).expand(s.shape[:2])
+    return pld_token_loss(s, t, labels, mask=mask, topk=3, allow_empty=True, **more)
+
+
+def _nd(s, t, mask=None, **more):
+    return nd_loss(s, t, MEANS, TARGET[: len(s)], mask, allow_empty=True, **more)
+
+
+def _kdpp(s, t, mask=None, reduction="mean"):
+    """Take the features of both models behind their logits, in one tensor."""
+    logits, features = ([x[:, :5] for x in (s, t)], [x[:, 5:] for x in (s, t)])
+    more = {"mask": mask, "allow_empty": True, "reduction": reduction}
+    return kdpp_loss(*logits, TARGET[: len(s)], *features, MEANS, **more)
+
+
+def _trg_local(s, t, mask=None):
+    return trg_local_loss(s, t, 1, 4.0, mask=mask)
+
+
+def _trg_local_mean(s, t, mask=None):
+    return trg_local_loss(s, t, 1, mask=mask)
+
+
+def _trg_global(s, t, mask=None):
+    return trg_global_loss(s, t, None, 0.5, mask=mask)
+
+
+TOKENS = {"refuses_an_empty_mask": True, "refuses_an_empty_batch": True}
+
+
 def _of_maps(loss, name=None, student=(2, 3, 4), teacher=(3, 3, 4), **options):
     """Return a case of a loss that takes a query mask and any numbers of heads, (H, Q, K)."""
 
@@ -150,7 +213,7 @@ CASES = [
     Case("reverse_kl", reverse_kl),
     Case("generalized_jsd", partial(generalized_jsd, beta=0.3), loss=generalized_jsd),
     Case("tv_distance", tv_distance, has_kink=True),
-    Case("dkd", _dkd, (5,), (5,), (), loss=dkd),
+    Case("dkd", _dkd, (5,), (5,), (), loss=dkd, has_labels=True),
     Case("dist_loss", dist_loss),
     Case("dist_loss_dense", dist_loss, (5, 2, 3), (5, 2, 3), (2, 3), feature_axis=1),
     Case("cka_loss", cka_loss, (3, 4), (3, 6), loses_digits=True),
@@ -186,6 +249,54 @@ CASES = [
     _of_maps(squeezing_heads),
     Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation, is_per_sample=True),
     Case("module_hidden_loss", _module_hidden, (3, 4), (3, 4), loss=module_hidden_loss, refuses_an_empty_mask=True),
+    Case("pld_loss", _pld, (5,), (5,), (), loss=pld_loss, has_labels=True, costs_equal_models=True),
+    Case("pld_token_loss", _pld_token, loss=pld_token_loss, has_labels=True, costs_equal_models=True),
+    Case("nd_loss", _nd, (4,), (4,), (), loss=nd_loss, has_labels=True, costs_equal_models=True),
+    Case("kdpp_loss", _kdpp, (9,), (9,), (), has_labels=True, costs_equal_models=True),
+    Case(
+        "sinkhorn_kd_loss",
+        sinkhorn_kd_loss,
+        (5,),
+        (5,),
+        (),
+        couples_rows=True,
+        costs_equal_models=True,
+        has_kink=True,
+        has_kinks_between_rows=True,
+        differentiates_twice=False,  # torch.cdist does not
+    ),
+    Case(
+        "sinkhorn_kd_token_loss",
+        partial(sinkhorn_kd_token_loss, debiased=True, reduction="mean", group_size=100),
+        loss=sinkhorn_kd_token_loss,
+        couples_rows=True,
+        has_kink=True,
+        has_kinks_between_rows=True,
+        loses_digits=True,
+        differentiates_twice=False,
+    ),
+    Case("trg_local_loss", _trg_local, (4,), (6,), (), loss=trg_local_loss, differentiates_twice=False, **TOKENS),
+    Case(
+        "trg_local_loss_mean",
+        _trg_local_mean,
+        (4,),
+        (4,),
+        (),
+        loss=trg_local_loss,
+        differentiates_twice=False,
+        detaches_a_part=True,
+        **TOKENS,
+    ),
+    Case("trg_global_loss", _trg_global, (4,), (4,), (), loss=trg_global_loss, costs_equal_models=True, **TOKENS),
+    Case(
+        "trg_inner_loss",
+        trg_inner_loss,
+        (4, 3),
+        (4, 5),
+        (4,),
+        refuses_an_empty_mask=True,
+        needs_every_sample=True,
+    ),
 ]
 
 

@@ -51,7 +51,7 @@ def rounded(case, regime, seed, dtype):
 @EXAMPLES
 def test_value_and_gradient_stay_within_the_bound(case, regime, seed, dtype):
     student, teacher = rounded(case, regime, seed, dtype)
-    within(errors(case, student, teacher), dtype, 1.0, gradient="close" not in regime or not case.has_kink)
+    within(errors(case, student, teacher), dtype, 1.0, case.has_gradient(regime))
 
 
 @every_loss_of_logits
@@ -61,7 +61,7 @@ def test_value_and_gradient_stay_within_the_bound(case, regime, seed, dtype):
 def test_a_temperature_of_a_twentieth_stays_within_the_bound(case, regime, seed, dtype):
     student, teacher = rounded(case, regime, seed, dtype)
     found = errors(case, student, teacher, temperature=0.05)
-    within(found, dtype, 0.05, gradient="close" not in regime or not case.has_kink)
+    within(found, dtype, 0.05, case.has_gradient(regime, 0.05))
 
 
 @every_loss

@@ -20,7 +20,10 @@ from potstill.objectives import (  # noqa: E402
     LabelObjective,
     ModelLossObjective,
     OutputObjective,
+    PLDObjective,
     ReadoutObjective,
+    SinkDObjective,
+    TRGObjective,
     Where,
 )
 from potstill.policies import OptimaPolicy  # noqa: E402
@@ -73,6 +76,7 @@ def counted():
     return [
         OutputObjective("answer", kd_kl, "logits", where=Where(labels="labels")),
         LabelObjective("label", "logits", "labels", weight=0.5),
+        PLDObjective("ranked", "logits", "labels", weight=0.5),
         readout,
         hidden("image"),
         hidden("text", Where(mask="few")),
@@ -82,7 +86,12 @@ def counted():
 
 def coupled():
     """Objectives whose value depends on which rows lie in one micro-batch."""
-    return [OutputObjective("dist", dist_loss, "logits"), ModelLossObjective("own")]
+    return [
+        OutputObjective("dist", dist_loss, "logits"),
+        ModelLossObjective("own"),
+        SinkDObjective("sinkd", "logits", reduction="mean", weight=1.0),
+        TRGObjective("trg", "image.blocks.0", teacher_tap="image.blocks.1", skip=1, teacher_skip=1, r=3),
+    ]
 
 
 class Watch(TrainerCallback):

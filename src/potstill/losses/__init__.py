@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from potstill.losses.attention_projection import AttentionProjection
     from potstill.losses.attention_resizing import resize_attention
     from potstill.losses.averaged_heads import head_mean
+    from potstill.losses.class_statistics import ClassMeanAccumulator, class_means
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
+    from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
     from potstill.losses.hints import hint_mse
     from potstill.losses.jensen_shannon import generalized_jsd
@@ -31,60 +33,92 @@ if TYPE_CHECKING:
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
     from potstill.losses.paired_heads import one_to_one_heads
+    from potstill.losses.plackett_luce import pld_loss, pld_token_loss
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
+    from potstill.losses.sinkhorn_distance import sinkhorn_kd_loss, sinkhorn_kd_token_loss
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
+    from potstill.losses.token_graph import trg_global_loss, trg_inner_loss, trg_local_loss
+    from potstill.losses.token_sampling import feature_map_to_tokens, sample_tokens, trg_temperature
     from potstill.losses.total_variation import tv_distance
 
 __all__ = [
     "AttentionProjection",
+    "ClassMeanAccumulator",
     "MinillmReturns",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
     "cka",
     "cka_loss",
+    "class_means",
     "dist_loss",
     "dkd",
+    "feature_map_to_tokens",
     "generalized_jsd",
     "head_mean",
     "hint_mse",
     "kd_kl",
+    "kdpp_loss",
     "minillm_returns",
     "minilm_relation",
     "module_hidden_loss",
+    "nd_loss",
     "one_to_one_heads",
+    "pld_loss",
+    "pld_token_loss",
     "resize_attention",
     "reverse_kl",
+    "sample_tokens",
+    "sinkhorn_kd_loss",
+    "sinkhorn_kd_token_loss",
     "squeezing_heads",
     "teacher_mixed_probs",
+    "trg_global_loss",
+    "trg_inner_loss",
+    "trg_local_loss",
+    "trg_temperature",
     "tv_distance",
 ]
 
 # No file bears the name of a public function: importing such a file would hide the function behind the module.
 _HOMES = {
     "AttentionProjection": "attention_projection",
+    "ClassMeanAccumulator": "class_statistics",
     "MinillmReturns": "minillm",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
+    "class_means": "class_statistics",
     "dist_loss": "correlation",
     "dkd": "decoupled",
+    "feature_map_to_tokens": "token_sampling",
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
     "kd_kl": "forward_kl",
+    "kdpp_loss": "feature_direction",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
     "module_hidden_loss": "module_hidden",
+    "nd_loss": "feature_direction",
     "one_to_one_heads": "paired_heads",
+    "pld_loss": "plackett_luce",
+    "pld_token_loss": "plackett_luce",
     "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
+    "sample_tokens": "token_sampling",
+    "sinkhorn_kd_loss": "sinkhorn_distance",
+    "sinkhorn_kd_token_loss": "sinkhorn_distance",
     "squeezing_heads": "squeezed_heads",
     "teacher_mixed_probs": "minillm",
+    "trg_global_loss": "token_graph",
+    "trg_inner_loss": "token_graph",
+    "trg_local_loss": "token_graph",
+    "trg_temperature": "token_sampling",
     "tv_distance": "total_variation",
 }
 

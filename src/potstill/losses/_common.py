@@ -181,6 +181,21 @@ def reduce_rows(rows: Tensor, mask: Tensor | None, reduction: Reduction) -> Tens
     return rows.sum() / (max(1, rows.numel()) if mask is None else mask.sum().clamp_min(1))
 
 
+def check_classes(labels: Tensor, mask: Tensor | None, shape: torch.Size, C: int, where: str) -> Tensor:
+    """Refuse labels that are not integers of ``shape`` in [0, C) where they count; return them, 0 where masked."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError("labels are not class ids", where=where, expected="integers", got=labels.dtype)
+    if labels.shape != shape:
+        raise ShapeError(
+            "labels do not fit", where=where, expected=f"one per row, {list(shape)}", got=list(labels.shape)
+        )
+    labels = labels.long() if mask is None else labels.long().masked_fill(~mask, 0)
+    strange = labels[(labels < 0) | (labels >= C)]
+    if strange.numel():
+        raise InputError("a label is no class", where=where, expected=f"0 to {C - 1}", got=strange[0].item())
+    return labels
+
+
 def zero_with_graph(student: Tensor) -> Tensor:
     """Return 0 that depends on the student, so that ``backward`` works when nothing is left to count."""
     return student.flatten()[:0].sum()

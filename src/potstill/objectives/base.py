@@ -59,6 +59,11 @@ def read_output(signal: Signal, name: str) -> torch.Tensor:
     return signal.tapped[name] if is_tap(name) else signal.outputs[name]
 
 
+def outputs_and_taps(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the name as the one output, or the one tap, that an objective asks for."""
+    return ((), (name,)) if is_tap(name) else ((name,), ())
+
+
 def check_skip(skip: object, name: str) -> None:
     """Refuse a number of tokens to pass over that is none."""
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= 4096:

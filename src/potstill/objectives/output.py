@@ -19,7 +19,7 @@ from potstill.objectives.base import (
     Seen,
     Where,
     check_output,
-    is_tap,
+    outputs_and_taps,
     read_output,
     refuse_unknown_classes,
 )
@@ -60,8 +60,8 @@ class OutputObjective(Objective):
         self.where, self.shift, self.options = where or Where(), shift, dict(options or {})
         check_output(on, f"{name}.on")
         check_output(self.teacher_on, f"{name}.teacher_on" if teacher_on else f"{name}.on")
-        self.student_outputs, self.student_taps = _outputs_and_taps(on)
-        self.teacher_outputs, self.teacher_taps = _outputs_and_taps(self.teacher_on)
+        self.student_outputs, self.student_taps = outputs_and_taps(on)
+        self.teacher_outputs, self.teacher_taps = outputs_and_taps(self.teacher_on)
         accepted = inspect.signature(loss).parameters
         unknown = sorted(self.options.keys() - accepted.keys())
         if unknown:
@@ -117,7 +117,7 @@ class LabelObjective(Objective):
             raise RecipeError("must lie in [0, 1)", where=f"{name}.label_smoothing", got=label_smoothing)
         self.on, self.labels, self.shift, self.label_smoothing = on, labels, shift, label_smoothing
         check_output(on, f"{name}.on")
-        self.student_outputs, self.student_taps = _outputs_and_taps(on)
+        self.student_outputs, self.student_taps = outputs_and_taps(on)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Count the labels that are not -100."""
@@ -170,7 +170,3 @@ class ModelLossObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Weigh the model's mean by the rows of the micro-batch."""
         return seen.student.outputs["loss"].float() * self.count(seen.batch)
-
-
-def _outputs_and_taps(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ((), (name,)) if is_tap(name) else ((name,), ())
