@@ -28,7 +28,12 @@ from potstill.losses import (
     one_to_one_heads,
     reverse_kl,
     squeezing_heads,
+    token_relation_loss,
     tv_distance,
+    vlm_align_loss,
+    vlm_contrast_loss,
+    vlm_mse_loss,
+    whitened_feature_loss,
 )
 
 TARGET = torch.tensor([1, 4, 0, 2, 2, 3, 1, 0])
@@ -48,6 +53,8 @@ class Case:
     feature_axis: int | tuple[int, ...] | None = -1
     loss: Callable | None = None  # the function behind ``call``, if that is a wrapper
     refuses_an_empty_mask: bool = False
+    refuses_an_empty_batch: bool = False
+    costs_equal_models: bool = False  # a contrast with other samples is never 0
     is_per_sample: bool = False  # "none" gives one value per sample, not one per position
     counts_empty_samples: bool = False  # in the mean, with 0
     has_kink: bool = False  # the gradient jumps where both models agree
@@ -121,6 +128,21 @@ def _module_hidden(s, t, mask=None):
     return module_hidden_loss([s, s / 2], [t, t], None, mask)
 
 
+def _token_relations(s, t, mask=None, **more):
+    return token_relation_loss(s, s.flip(-1), 2 * s, t, t.flip(-1), 2 * t, 2, mask=mask, **more)
+
+
+def _whitened(s, t, mask=None, **more):
+    d_t, d_s = t.shape[-1], s.shape[-1]
+    weight = torch.linspace(-1, 1, d_t * d_s).reshape(d_t, d_s)
+    return whitened_feature_loss(s, t, weight, weight[:, 0], mask=mask, **more)
+
+
+def _vlm_align(s, t, mask=None, **more):
+    text = torch.eye(t.shape[-1]) + 0.1
+    return vlm_align_loss(s, t, text, filter_misaligned=False, mask=mask, **more)
+
+
 def _of_maps(loss, name=None, student=(2, 3, 4), teacher=(3, 3, 4), **options):
     """Return a case of a loss that takes a query mask and any numbers of heads, (H, Q, K)."""
 
@@ -186,6 +208,19 @@ CASES = [
     _of_maps(squeezing_heads),
     Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation, is_per_sample=True),
     Case("module_hidden_loss", _module_hidden, (3, 4), (3, 4), loss=module_hidden_loss, refuses_an_empty_mask=True),
+    Case("token_relation_loss", _token_relations, (4, 6), (4, 8), (4,), loss=token_relation_loss, is_per_sample=True),
+    Case("whitened_feature_loss", _whitened, (3, 4), (3, 6), loss=whitened_feature_loss),
+    Case("vlm_align_loss", _vlm_align, (5,), (5,), (), loss=vlm_align_loss, refuses_an_empty_batch=True),
+    Case("vlm_mse_loss", vlm_mse_loss, (5,), (5,), (), refuses_an_empty_batch=True),
+    Case(
+        "vlm_contrast_loss",
+        vlm_contrast_loss,
+        (5,),
+        (5,),
+        (),
+        refuses_an_empty_batch=True,
+        costs_equal_models=True,
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from potstill.evaluate.attention import MapPair, compare_attention
 from potstill.evaluate.attention_axes import attention_distance, head_similarity
 from potstill.evaluate.cost import cost, weight_size
+from potstill.evaluate.fewshot import retrieval_fewshot_scores
 from potstill.evaluate.fidelity import calibration_error, cka_table, fidelity
 from potstill.evaluate.measure import measure
 from potstill.evaluate.metrics import METRICS, Metric
@@ -29,6 +30,7 @@ __all__ = [
     "measure",
     "paired_interval",
     "proportion_error",
+    "retrieval_fewshot_scores",
     "sample_answers",
     "weight_size",
 ]

@@ -26,16 +26,30 @@ if TYPE_CHECKING:
     from potstill.losses.decoupled import dkd
     from potstill.losses.forward_kl import kd_kl
     from potstill.losses.hints import hint_mse
+    from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
     from potstill.losses.kernel_alignment import cka, cka_loss
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.open_vocabulary import (
+        caption_contrastive_loss,
+        vlm_align_loss,
+        vlm_cls_loss,
+        vlm_contrast_loss,
+        vlm_mse_loss,
+        vlm_ood_losses,
+    )
     from potstill.losses.paired_heads import one_to_one_heads
+    from potstill.losses.redundant_tokens import redundant_token_mask
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
+    from potstill.losses.style_mixing import mix_distribution
+    from potstill.losses.token_relations import token_relation_loss
     from potstill.losses.total_variation import tv_distance
+    from potstill.losses.weighted_alignment import weighted_feature_alignment
+    from potstill.losses.whitened_features import whitened_feature_loss
 
 __all__ = [
     "AttentionProjection",
@@ -43,6 +57,7 @@ __all__ = [
     "amad_loss",
     "attention_kl",
     "attention_transfer",
+    "caption_contrastive_loss",
     "cka",
     "cka_loss",
     "dist_loss",
@@ -50,16 +65,27 @@ __all__ = [
     "generalized_jsd",
     "head_mean",
     "hint_mse",
+    "instance_alignment",
     "kd_kl",
     "minillm_returns",
     "minilm_relation",
+    "mix_distribution",
     "module_hidden_loss",
     "one_to_one_heads",
+    "redundant_token_mask",
     "resize_attention",
     "reverse_kl",
     "squeezing_heads",
     "teacher_mixed_probs",
+    "token_relation_loss",
     "tv_distance",
+    "vlm_align_loss",
+    "vlm_cls_loss",
+    "vlm_contrast_loss",
+    "vlm_mse_loss",
+    "vlm_ood_losses",
+    "weighted_feature_alignment",
+    "whitened_feature_loss",
 ]
 
 # No file bears the name of a public function: importing such a file would hide the function behind the module.
@@ -69,6 +95,7 @@ _HOMES = {
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
+    "caption_contrastive_loss": "open_vocabulary",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
     "dist_loss": "correlation",
@@ -76,16 +103,27 @@ _HOMES = {
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
+    "instance_alignment": "instance_contrast",
     "kd_kl": "forward_kl",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
+    "mix_distribution": "style_mixing",
     "module_hidden_loss": "module_hidden",
     "one_to_one_heads": "paired_heads",
+    "redundant_token_mask": "redundant_tokens",
     "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
     "squeezing_heads": "squeezed_heads",
     "teacher_mixed_probs": "minillm",
+    "token_relation_loss": "token_relations",
     "tv_distance": "total_variation",
+    "vlm_align_loss": "open_vocabulary",
+    "vlm_cls_loss": "open_vocabulary",
+    "vlm_contrast_loss": "open_vocabulary",
+    "vlm_mse_loss": "open_vocabulary",
+    "vlm_ood_losses": "open_vocabulary",
+    "weighted_feature_alignment": "weighted_alignment",
+    "whitened_feature_loss": "whitened_features",
 }
 
 
