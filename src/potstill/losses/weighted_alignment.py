@@ -16,8 +16,7 @@ def weighted_feature_alignment(student_feat: Tensor, teacher_feat: Tensor, weigh
     """Mean squared error between features, each image weighing as much as it is trusted.
 
     For images collected from the web, where the weight is the score of ``select_web_instances``. It divides by the sum
-    of the weights of the batch, so only their proportions matter; the objective built on it counts weights, and
-    splitting a batch changes nothing.
+    of the weights of the batch, so only their proportions matter, and splitting a batch changes the value.
 
     Args:
         student_feat: Student features, already projected to the teacher's width, ``(n, d)``.
