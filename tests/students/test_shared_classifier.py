@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from potstill.errors import InputError, RecipeError, ShapeError
-from potstill.students import build_student, merge_classifier, share_classifier
+from potstill.students import build_student, merge_classifier, name_classes, share_classifier
 
 
 def mlp(width, classes=3, seed=0):
@@ -154,3 +154,27 @@ def test_a_recipe_without_a_student_inside_is_refused():
         build_student("shared_classifier", mlp(8), {"student": {"builder": "shared_classifier", "student": {}}})
     with pytest.raises(RecipeError, match="no argument"):
         build_student("shared_classifier", vit(16), {"student": {"builder": "depth", "layers": 1, "depht": 2}})
+
+
+def test_directions_alone_rank_classes_by_cosine():
+    teacher = mlp(8)
+    student = share_classifier(mlp(5, seed=1), teacher, directions=True).eval()
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    features = student[2].projector(student[:2](x))
+    cosines = torch.cosine_similarity(features.unsqueeze(1), teacher[2].weight.unsqueeze(0), dim=-1)
+    assert torch.equal(student(x).argmax(1), cosines.argmax(1))
+    torch.testing.assert_close(student(x), cosines * features.norm(dim=1, keepdim=True))
+
+
+def test_new_classes_are_named_by_their_texts():
+    student = share_classifier(mlp(5), mlp(8), directions=True).eval()
+    x, text = torch.randn(6, 4), torch.randn(7, 8)
+    features = student[2].projector(student[:2](x))
+    cosines = torch.cosine_similarity(features.unsqueeze(1), text.unsqueeze(0), dim=-1)
+    assert torch.equal(name_classes(student, text)(x).argmax(1), cosines.argmax(1))
+    merged = merge_classifier(student)
+    assert torch.equal(merged(x).argmax(1), cosines.argmax(1))
+    with pytest.raises(InputError, match="no shared classifier"):
+        name_classes(merged, text)
+    with pytest.raises(ShapeError, match=r"\(C, 8\)"):
+        name_classes(share_classifier(mlp(5), mlp(8)), text[:, :4])

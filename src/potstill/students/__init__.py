@@ -8,6 +8,7 @@ from potstill.students.pretrained import build_pretrained_student
 from potstill.students.shared_classifier import (
     build_shared_classifier_student,
     merge_classifier,
+    name_classes,
     share_classifier,
 )
 from potstill.students.width import build_width_student
@@ -23,5 +24,6 @@ __all__ = [
     "build_student",
     "build_width_student",
     "merge_classifier",
+    "name_classes",
     "share_classifier",
 ]

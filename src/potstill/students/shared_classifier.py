@@ -28,11 +28,11 @@ class SharedClassifier(nn.Module):
         bias: b_T, ``(K,)``, or None.
     """
 
-    def __init__(self, projector: nn.Module, classifier: nn.Linear):
+    def __init__(self, projector: nn.Module, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.projector = projector
-        self.register_buffer("weight", classifier.weight.detach().clone())
-        self.register_buffer("bias", None if classifier.bias is None else classifier.bias.detach().clone())
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, features: Tensor) -> Tensor:
         """Map student features ``(..., d_s)`` to the teacher's classes, ``(..., K)``."""
@@ -62,6 +62,7 @@ def share_classifier(
     classifier: str | None = None,
     teacher_classifier: str | None = None,
     pooling: str | None = None,
+    directions: bool = False,
 ) -> nn.Module:
     """Put the teacher's classifier, frozen, in the place of the student's, behind a trainable projector.
 
@@ -78,6 +79,8 @@ def share_classifier(
         classifier: Path of the student's classifier; None = its last linear layer.
         teacher_classifier: Path of the teacher's; None = its last linear layer.
         pooling: For "conv": path of the student's global average pooling; None = its last one.
+        directions: Keep only the direction of each class's weights, and no bias: the largest logit is then the largest
+            cosine, as students of vision-language models are to be read (``vlm_ood_losses``).
 
     Returns:
         The student; ``merge_classifier`` makes a plain linear layer of what stands there now.
@@ -107,8 +110,9 @@ def share_classifier(
         raise InputError("the student is nothing but a classifier", where="student")
     own, theirs = student.get_submodule(path), teacher.get_submodule(at_teacher)
     like = own.weight
+    weight, bias = (F.normalize(theirs.weight, dim=1), None) if directions else (theirs.weight, theirs.bias)
     if projector == "linear":
-        shared = SharedClassifier(nn.Linear(own.in_features, theirs.in_features), theirs)
+        shared = SharedClassifier(nn.Linear(own.in_features, theirs.in_features), weight, bias)
     else:
         where = _find(student, pooling, nn.AdaptiveAvgPool2d, "student", "pooling", "a global average pooling")
         pool = student.get_submodule(where)
@@ -118,8 +122,42 @@ def share_classifier(
             )
         before = ProjectedPooling(pool, own.in_features, theirs.in_features)
         _replace(student, where, before.to(like.device, like.dtype).train(own.training))
-        shared = SharedClassifier(nn.Identity(), theirs)
+        shared = SharedClassifier(nn.Identity(), weight, bias)
     _replace(student, path, shared.to(like.device, like.dtype).train(own.training))
+    return student
+
+
+@torch.no_grad()
+def name_classes(student: nn.Module, text: Tensor) -> nn.Module:
+    """Give a student of a vision-language model other classes, by the features of their texts.
+
+    Args:
+        student: What ``share_classifier`` returned, trained in the teacher's image space. Changed in place.
+        text: The teacher's text features of the new classes, ``(C, d_t)``; only their directions are kept.
+
+    Returns:
+        The student, whose logits are now of the C new classes.
+
+    Raises:
+        InputError: the student has no shared classifier.
+        ShapeError: the features are not as wide as the classifier reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> student = share_classifier(nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3)), teacher)
+        >>> name_classes(student, torch.randn(5, 8))(torch.randn(1, 4)).shape
+        torch.Size([1, 5])
+    """
+    shared = [module for module in student.modules() if isinstance(module, SharedClassifier)]
+    if not shared:
+        raise InputError("the student has no shared classifier", where="student", hint="Use share_classifier first.")
+    width = shared[-1].weight.shape[1]
+    if text.ndim != 2 or text.shape[1] != width or not text.is_floating_point():
+        raise ShapeError("text features do not fit", where="text", expected=f"(C, {width})", got=list(text.shape))
+    shared[-1].weight = F.normalize(text.detach().float(), dim=1).to(shared[-1].weight)
+    shared[-1].bias = None
     return student
 
 
@@ -188,6 +226,7 @@ def build_shared_classifier_student(
     classifier: str | None = None,
     teacher_classifier: str | None = None,
     pooling: str | None = None,
+    directions: bool = False,
     data_fields: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, StudentRecord]:
@@ -200,6 +239,7 @@ def build_shared_classifier_student(
         classifier: Path of the student's classifier; null = its last linear layer.
         teacher_classifier: Path of the teacher's; null = its last linear layer.
         pooling: For "conv": path of the student's global average pooling; null = its last one.
+        directions: Keep only the direction of each class's weights, and no bias.
         data_fields: Fields the data dictates; the run fills them in.
         seed: Seed of the student's and the projector's start; the global generator is left as it was.
 
@@ -231,6 +271,7 @@ def build_shared_classifier_student(
             classifier=classifier,
             teacher_classifier=teacher_classifier,
             pooling=pooling,
+            directions=directions,
         )
     kept = set(built.state_dict())
     named = {side: [name for name in getattr(record, side) if name in kept] for side in ("copied", "sliced", "fresh")}
@@ -242,7 +283,7 @@ def build_shared_classifier_student(
     return built, dataclasses.replace(
         record,
         builder="shared_classifier",
-        arguments={"student": dict(student), "projector": projector, "seed": seed},
+        arguments={"student": dict(student), "projector": projector, "directions": directions, "seed": seed},
         parameters=count_parameters(built),
         teacher_parameters=count_parameters(teacher),
         teacher_class=type(teacher).__name__,
