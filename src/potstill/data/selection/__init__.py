@@ -1,5 +1,5 @@
-"""Which samples of a pool are trained on."""
+"""Which samples to learn from next: policies over the training set, renewed before every epoch."""
 
-from potstill.data.selection.web_instances import Selection, select_web_instances
+from potstill.data.selection.base import SELECTIONS, Chosen, Pool, SelectionPolicy
 
-__all__ = ["Selection", "select_web_instances"]
+__all__ = ["SELECTIONS", "Chosen", "Pool", "SelectionPolicy"]
