@@ -3,8 +3,12 @@
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
+from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRelationObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
+from potstill.objectives.token_masking import TokenMasking
+from potstill.objectives.vlm_ood import VlmOodObjective
+from potstill.objectives.web_distill import WebDistillObjective
 
 __all__ = [
     "IGNORE_INDEX",
@@ -12,6 +16,8 @@ __all__ = [
     "AMADObjective",
     "AttentionObjective",
     "HiddenObjective",
+    "HybridFeatureObjective",
+    "HybridRelationObjective",
     "LabelObjective",
     "ModelLossObjective",
     "Objective",
@@ -19,5 +25,8 @@ __all__ = [
     "ReadoutObjective",
     "Seen",
     "SupervisedAttentionObjective",
+    "TokenMasking",
+    "VlmOodObjective",
+    "WebDistillObjective",
     "Where",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -132,7 +131,7 @@ class VlmOodObjective(Objective):
             if self.captions not in seen.batch:
                 raise RecipeError(f'the batch has no "{self.captions}"', where=f"{self.name}.captions")
             total = total + caption_contrastive_loss(student, seen.batch[self.captions], labels, self.caption_tau)
-        return total * self.count(seen.batch)
+        return total * self.count(seen.batch).to(total)
 
 
 def _read(path: str, where: str) -> Tensor:

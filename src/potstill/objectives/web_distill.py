@@ -17,12 +17,12 @@ from potstill.students.shared_classifier import SharedClassifier
 
 @OBJECTIVES.register("web_distill")
 class WebDistillObjective(Objective):
-    """KD + alpha · feature alignment + beta · instance alignment on images collected from the web (arXiv 2307.11469).
+    """KD, feature alignment and instance alignment on images collected from the web (arXiv 2307.11469).
 
     For a student with the teacher's classifier (builder shared_classifier) and the selection "web_instances", which
-    gives the weights. With beta above 0 every batch goes through the student twice, as it is and restyled: batch norm
-    then follows both. No label is read. Batch-coupled: under accumulation and on several ranks it is the mean over
-    micro-batches, whose images are each other's negatives and lend each other their style.
+    gives the weights. With ``contrast`` above 0 every batch goes through the student twice, as it is and restyled:
+    batch norm then follows both. No label is read. Batch-coupled: under accumulation and on several ranks it is the
+    mean over micro-batches, whose images are each other's negatives and lend each other their style.
 
     Args:
         name: Its name in logs.
@@ -30,8 +30,8 @@ class WebDistillObjective(Objective):
         teacher_on: The teacher's; None = as ``on``.
         features: Tap of the student's projected features, ``[n, d]``; None = before its shared classifier.
         teacher_features: Tap of the teacher's features, ``[n, d]``; None = what its last linear layer is given.
-        alpha: Weight of the feature alignment.
-        beta: Weight of the instance alignment; 0 = no restyled images at all.
+        alignment: Weight of the feature alignment (α).
+        contrast: Weight of the instance alignment (β); 0 = no restyled images at all.
         tau: Temperature of the instance alignment.
         temperature: T of the logits.
         style: Both parameters of the Beta distribution that mixes styles.
@@ -51,8 +51,8 @@ class WebDistillObjective(Objective):
         teacher_on: str | None = None,
         features: str | None = None,
         teacher_features: str | None = None,
-        alpha: float = 1.0,
-        beta: float = 0.1,
+        alignment: float = 1.0,
+        contrast: float = 0.1,
         tau: float = 0.5,
         temperature: float = 4.0,
         style: float = 0.1,
@@ -63,21 +63,21 @@ class WebDistillObjective(Objective):
         super().__init__(name, weight=weight)
         for field, value in (("tau", tau), ("temperature", temperature), ("style", style)):
             check_positive(value, name, field)
-        for field, value in (("alpha", alpha), ("beta", beta)):
+        for field, value in (("alignment", alignment), ("contrast", contrast)):
             if not 0 <= value < float("inf"):
                 raise RecipeError("must be finite and not negative", where=f"{name}.{field}", got=value)
         self.on, self.teacher_on = on, teacher_on or on
         for field, output in (("on", on), ("teacher_on", self.teacher_on)):
             check_output(output, f"{name}.{field}")
         self.features, self.teacher_features = features, teacher_features
-        self.alpha, self.beta, self.tau, self.temperature = alpha, beta, tau, temperature
+        self.alignment, self.contrast, self.tau, self.temperature = alignment, contrast, tau, temperature
         self.style, self.pixels, self.weights = style, pixels, weights
         self._set_taps()
 
     def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Find the features of both models."""
         teacher = teachers[self.of[0]]
-        if self.features is None and (self.alpha or self.beta):
+        if self.features is None and (self.alignment or self.contrast):
             shared = [path for path, module in student.named_modules() if isinstance(module, SharedClassifier)]
             if not shared:
                 raise RecipeError(
@@ -86,7 +86,7 @@ class WebDistillObjective(Objective):
                     hint="Build it with shared_classifier, or name a tap with features as wide as the teacher's.",
                 )
             self.features = f"{shared[-1]}.projector@output"
-        if self.teacher_features is None and self.alpha:
+        if self.teacher_features is None and self.alignment:
             linear = [path for path, module in teacher.named_modules() if isinstance(module, nn.Linear)]
             if not linear or not linear[-1]:
                 raise RecipeError("the teacher has no classifier to read features before",
@@ -97,8 +97,8 @@ class WebDistillObjective(Objective):
     def _set_taps(self) -> None:
         sides = []
         for output, tap in (
-            (self.on, self.features if self.alpha or self.beta else None),
-            (self.teacher_on, self.teacher_features if self.alpha else None),
+            (self.on, self.features if self.alignment or self.contrast else None),
+            (self.teacher_on, self.teacher_features if self.alignment else None),
         ):
             names = [name for name in (output, tap) if name is not None]
             sides.append((tuple(n for n in names if not is_tap(n)), tuple(n for n in names if is_tap(n))))
@@ -106,7 +106,7 @@ class WebDistillObjective(Objective):
 
     def second_view(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the batch with every image in a style mixed with another's, drawn from torch's own generator."""
-        if not self.beta:
+        if not self.contrast:
             return None
         if self.pixels not in batch:
             raise RecipeError(f'the batch has no "{self.pixels}"', where=f"{self.name}.pixels")
@@ -126,16 +126,16 @@ class WebDistillObjective(Objective):
         logits = read_output(seen.teacher, self.teacher_on)
         kept = [kd_kl(read_output(view, self.on), logits, temperature=self.temperature) for view in views]
         total = sum(kept) / len(kept)
-        if self.alpha:
+        if self.alignment:
             features, target = (
                 read_output(seen.student, self.features),
                 read_output(seen.teacher, self.teacher_features),
             )
-            total = total + self.alpha * weighted_feature_alignment(features, target, self._trust(seen, features))
-        if self.beta:
+            total = total + self.alignment * weighted_feature_alignment(features, target, self._trust(seen, features))
+        if self.contrast:
             pair = [read_output(view, self.features) for view in views]
-            total = total + self.beta * instance_alignment(*pair, temperature=self.tau)
-        return total * self.count(seen.batch)
+            total = total + self.contrast * instance_alignment(*pair, temperature=self.tau)
+        return total * self.count(seen.batch).to(total)
 
     def _trust(self, seen: Seen, features: Tensor) -> Tensor:
         if self.weights is None:
