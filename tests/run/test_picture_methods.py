@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from picture_models import pictures, resnet, vit
 
 import potstill
+from picture_models import pictures, resnet, vit
 from potstill.errors import InputError, RecipeError
 from potstill.models.load import load_model
 from potstill.run import plan
