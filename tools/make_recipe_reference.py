@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import potstill.data.digits_source
+import potstill.data.emoji_source
 import potstill.data.files_source
 import potstill.data.scene_source
 import potstill.losses
@@ -171,7 +173,7 @@ def option_tables() -> list[str]:
         lines += _options(f'student: {{builder: "{name}"}}', STUDENTS.get(name), {"teacher", "data_fields"})
     lines += ["### Options of data sources", ""]
     for name in DATA:
-        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, SceneDataset)
+        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, SceneDataset if name == "scenes" else None)
     lines += ["### Options of policies", ""]
     common = _arguments(inspect.getdoc(Policy))
     lines += ["Every policy takes these:", ""]

@@ -170,7 +170,7 @@ def check_splits(recipe: Recipe, source: DataSource) -> None:
 
 
 def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
-    """Refuse a model that was made for other data: smaller vocabulary, other classes, other picture size.
+    """Refuse a model that was made for other data: smaller vocabulary, other classes, other pictures.
 
     Raises:
         RecipeError: At ``teacher`` or ``student``, naming the field.
@@ -193,7 +193,7 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
         elif (
             (field == "vocab_size" and has < wanted)
             or (field == "bos_token_id" and writes_from_it and has != wanted)
-            or (field == "image_size" and has != wanted)
+            or (field in ("image_size", "num_channels") and has != wanted)
             or (field == "num_labels" and is_classifier and has < wanted)
         ):
             raise _other_data(role, field, wanted, has)
