@@ -173,7 +173,9 @@ def option_tables() -> list[str]:
         lines += _options(f'student: {{builder: "{name}"}}', STUDENTS.get(name), {"teacher", "data_fields"})
     lines += ["### Options of data sources", ""]
     for name in DATA:
-        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, SceneDataset if name == "scenes" else None)
+        lines += _options(
+            f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, SceneDataset if name == "scenes" else None
+        )
     lines += ["### Options of policies", ""]
     common = _arguments(inspect.getdoc(Policy))
     lines += ["Every policy takes these:", ""]

@@ -5,6 +5,7 @@ from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, 
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRelationObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
+from potstill.objectives.masked_image import MaskedImageObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 from potstill.objectives.token_masking import TokenMasking
 from potstill.objectives.vlm_ood import VlmOodObjective
@@ -19,6 +20,7 @@ __all__ = [
     "HybridFeatureObjective",
     "HybridRelationObjective",
     "LabelObjective",
+    "MaskedImageObjective",
     "ModelLossObjective",
     "Objective",
     "OutputObjective",
