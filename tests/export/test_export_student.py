@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -204,3 +204,21 @@ def test_a_place_that_cannot_be_written_to_is_one_message(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(IntegrityError, match="could not be written"):
         export_student(_bert(), tmp_path / "file" / "s")
+
+
+def test_a_vit_is_exported_under_the_names_old_readers_know(tiny, tmp_path):
+    model, batch = tiny("vit")
+    folder = export_student(model, tmp_path / "student", batch=batch)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert "vit.encoder.layer.0.attention.attention.query.weight" in list(file.keys())
+    again = type(model).from_pretrained(folder)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_renamed_foreign_tensor_is_still_refused(tiny, tmp_path):
+    model, _ = tiny("vit")
+    folder = export_student(model, tmp_path / "student")
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "vit.encoder.layer.9.attention.attention.query.weight": torch.zeros(2)}, path)
+    with pytest.raises(IntegrityError, match="not the student's"):
+        verify_export(model, folder)
