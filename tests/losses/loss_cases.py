@@ -37,7 +37,12 @@ from potstill.losses import (
     trg_global_loss,
     trg_inner_loss,
     trg_local_loss,
+    token_relation_loss,
     tv_distance,
+    vlm_align_loss,
+    vlm_contrast_loss,
+    vlm_mse_loss,
+    whitened_feature_loss,
 )
 
 TARGET = torch.tensor([1, 4, 0, 2, 2, 3, 1, 0])
@@ -182,6 +187,19 @@ def _trg_global(s, t, mask=None):
 
 
 TOKENS = {"refuses_an_empty_mask": True, "refuses_an_empty_batch": True}
+def _token_relations(s, t, mask=None, **more):
+    return token_relation_loss(s, s.flip(-1), 2 * s, t, t.flip(-1), 2 * t, 2, mask=mask, **more)
+
+
+def _whitened(s, t, mask=None, **more):
+    d_t, d_s = t.shape[-1], s.shape[-1]
+    weight = torch.linspace(-1, 1, d_t * d_s).reshape(d_t, d_s)
+    return whitened_feature_loss(s, t, weight, weight[:, 0], mask=mask, **more)
+
+
+def _vlm_align(s, t, mask=None, **more):
+    text = torch.eye(t.shape[-1]) + 0.1
+    return vlm_align_loss(s, t, text, filter_misaligned=False, mask=mask, **more)
 
 
 def _of_maps(loss, name=None, student=(2, 3, 4), teacher=(3, 3, 4), **options):
@@ -296,6 +314,18 @@ CASES = [
         (4,),
         refuses_an_empty_mask=True,
         needs_every_sample=True,
+    Case("token_relation_loss", _token_relations, (4, 6), (4, 8), (4,), loss=token_relation_loss, is_per_sample=True),
+    Case("whitened_feature_loss", _whitened, (3, 4), (3, 6), loss=whitened_feature_loss),
+    Case("vlm_align_loss", _vlm_align, (5,), (5,), (), loss=vlm_align_loss, refuses_an_empty_batch=True),
+    Case("vlm_mse_loss", vlm_mse_loss, (5,), (5,), (), refuses_an_empty_batch=True),
+    Case(
+        "vlm_contrast_loss",
+        vlm_contrast_loss,
+        (5,),
+        (5,),
+        (),
+        refuses_an_empty_batch=True,
+        costs_equal_models=True,
     ),
 ]
 

@@ -4,6 +4,7 @@ from potstill.evaluate.attention import MapPair, compare_attention
 from potstill.evaluate.attention_axes import attention_distance, head_similarity
 from potstill.evaluate.calibration import calibration_error
 from potstill.evaluate.cost import cost, weight_size
+from potstill.evaluate.fewshot import retrieval_fewshot_scores
 from potstill.evaluate.fidelity import cka_table, fidelity
 from potstill.evaluate.measure import measure
 from potstill.evaluate.metrics import METRICS, Metric
@@ -30,6 +31,7 @@ __all__ = [
     "measure",
     "paired_interval",
     "proportion_error",
+    "retrieval_fewshot_scores",
     "sample_answers",
     "weight_size",
 ]

@@ -28,20 +28,34 @@ if TYPE_CHECKING:
     from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
     from potstill.losses.hints import hint_mse
+    from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
     from potstill.losses.kernel_alignment import cka, cka_loss
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.open_vocabulary import (
+        caption_contrastive_loss,
+        vlm_align_loss,
+        vlm_cls_loss,
+        vlm_contrast_loss,
+        vlm_mse_loss,
+        vlm_ood_losses,
+    )
     from potstill.losses.paired_heads import one_to_one_heads
     from potstill.losses.plackett_luce import pld_loss, pld_token_loss
+    from potstill.losses.redundant_tokens import redundant_token_mask
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.sinkhorn_distance import sinkhorn_kd_loss, sinkhorn_kd_token_loss
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
+    from potstill.losses.style_mixing import mix_distribution
     from potstill.losses.token_graph import trg_global_loss, trg_inner_loss, trg_local_loss
+    from potstill.losses.token_relations import token_relation_loss
     from potstill.losses.token_sampling import feature_map_to_tokens, sample_tokens, trg_temperature
     from potstill.losses.total_variation import tv_distance
+    from potstill.losses.weighted_alignment import weighted_feature_alignment
+    from potstill.losses.whitened_features import whitened_feature_loss
 
 __all__ = [
     "AttentionProjection",
@@ -50,6 +64,7 @@ __all__ = [
     "amad_loss",
     "attention_kl",
     "attention_transfer",
+    "caption_contrastive_loss",
     "cka",
     "cka_loss",
     "class_means",
@@ -59,15 +74,18 @@ __all__ = [
     "generalized_jsd",
     "head_mean",
     "hint_mse",
+    "instance_alignment",
     "kd_kl",
     "kdpp_loss",
     "minillm_returns",
     "minilm_relation",
+    "mix_distribution",
     "module_hidden_loss",
     "nd_loss",
     "one_to_one_heads",
     "pld_loss",
     "pld_token_loss",
+    "redundant_token_mask",
     "resize_attention",
     "reverse_kl",
     "sample_tokens",
@@ -75,11 +93,19 @@ __all__ = [
     "sinkhorn_kd_token_loss",
     "squeezing_heads",
     "teacher_mixed_probs",
+    "token_relation_loss",
     "trg_global_loss",
     "trg_inner_loss",
     "trg_local_loss",
     "trg_temperature",
     "tv_distance",
+    "vlm_align_loss",
+    "vlm_cls_loss",
+    "vlm_contrast_loss",
+    "vlm_mse_loss",
+    "vlm_ood_losses",
+    "weighted_feature_alignment",
+    "whitened_feature_loss",
 ]
 
 # No file bears the name of a public function: importing such a file would hide the function behind the module.
@@ -90,6 +116,7 @@ _HOMES = {
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
+    "caption_contrastive_loss": "open_vocabulary",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
     "class_means": "class_statistics",
@@ -99,15 +126,18 @@ _HOMES = {
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
+    "instance_alignment": "instance_contrast",
     "kd_kl": "forward_kl",
     "kdpp_loss": "feature_direction",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
+    "mix_distribution": "style_mixing",
     "module_hidden_loss": "module_hidden",
     "nd_loss": "feature_direction",
     "one_to_one_heads": "paired_heads",
     "pld_loss": "plackett_luce",
     "pld_token_loss": "plackett_luce",
+    "redundant_token_mask": "redundant_tokens",
     "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
     "sample_tokens": "token_sampling",
@@ -119,7 +149,15 @@ _HOMES = {
     "trg_inner_loss": "token_graph",
     "trg_local_loss": "token_graph",
     "trg_temperature": "token_sampling",
+    "token_relation_loss": "token_relations",
     "tv_distance": "total_variation",
+    "vlm_align_loss": "open_vocabulary",
+    "vlm_cls_loss": "open_vocabulary",
+    "vlm_contrast_loss": "open_vocabulary",
+    "vlm_mse_loss": "open_vocabulary",
+    "vlm_ood_losses": "open_vocabulary",
+    "weighted_feature_alignment": "weighted_alignment",
+    "whitened_feature_loss": "whitened_features",
 }
 
 

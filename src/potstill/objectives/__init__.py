@@ -3,12 +3,17 @@
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
+from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRelationObjective
 from potstill.objectives.kdpp import KDPPObjective, NDObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
+from potstill.objectives.masked_image import MaskedImageObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 from potstill.objectives.pld import PLDObjective
 from potstill.objectives.sinkd import SinkDObjective
+from potstill.objectives.token_masking import TokenMasking
 from potstill.objectives.trg import TRGObjective
+from potstill.objectives.vlm_ood import VlmOodObjective
+from potstill.objectives.web_distill import WebDistillObjective
 
 __all__ = [
     "IGNORE_INDEX",
@@ -16,8 +21,11 @@ __all__ = [
     "AMADObjective",
     "AttentionObjective",
     "HiddenObjective",
+    "HybridFeatureObjective",
+    "HybridRelationObjective",
     "KDPPObjective",
     "LabelObjective",
+    "MaskedImageObjective",
     "ModelLossObjective",
     "NDObjective",
     "Objective",
@@ -28,5 +36,8 @@ __all__ = [
     "SinkDObjective",
     "SupervisedAttentionObjective",
     "TRGObjective",
+    "TokenMasking",
+    "VlmOodObjective",
+    "WebDistillObjective",
     "Where",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ class Seen:
         teachers: The signals of all its teachers by name.
         progress: Share of the training that is done, in [0, 1): for schedules.
         epoch: Passes over the training set that are done, with a fraction.
+        second: The student's signal for ``Objective.second_view``, or None if the objective has none.
     """
 
     batch: Mapping[str, Any]
@@ -39,6 +41,7 @@ class Seen:
     teachers: Mapping[str, Signal] = field(default_factory=dict)
     progress: float = 0.0
     epoch: float = 0.0
+    second: Signal | None = None
 
 
 def is_tap(name: str) -> bool:
@@ -104,6 +107,8 @@ class Objective:
         learning_rate: Of its part; None = that of all parts.
         surveys: True if it has to see the training set once before training: it then gets ``look`` for every batch, and
             ``finish``. What it learns there belongs in buffers of its part, so that it is in every checkpoint.
+        around: Called with the student, gives a context manager within which the student runs for this objective; what
+            it yields is the entry of ``Signal.notes`` under it. Equal ones of several objectives are entered once.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
@@ -120,6 +125,7 @@ class Objective:
     of: tuple[str, ...] = (TEACHER,)
     learning_rate: float | None = None
     surveys = False
+    around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
 
     def __init__(
         self,
@@ -145,6 +151,13 @@ class Objective:
 
         ``teacher`` is the signal of its first teacher.
         """
+        return None
+
+    def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+        """Look at the models themselves, before anything is tapped: to find layers by what the models are."""
+
+    def second_view(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the batch as the student is to see it a second time (restyled, say), or None if once is enough."""
         return None
 
     def look(self, seen: Seen, part: nn.Module | None) -> None:

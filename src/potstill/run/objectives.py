@@ -10,7 +10,7 @@ from torch import nn
 
 import potstill.losses as losses
 from potstill.align.projectors import PROJECTORS
-from potstill.errors import RecipeError, suggest
+from potstill.errors import PotstillError, RecipeError, suggest
 from potstill.models.families import family_of
 from potstill.models.pairing import DistilledModule
 from potstill.objectives import OBJECTIVES, HiddenObjective, Objective, OutputObjective, Where
@@ -56,6 +56,12 @@ def build_objectives(
             objective.of, objective.learning_rate = of, section.learning_rate
             if section.weight == "auto":
                 objective.alpha, objective.against = section.name or section.loss, tuple(section.against or ())
+            try:
+                objective.meet(student, teachers)
+            except PotstillError as error:
+                inner = (error.where or "").removeprefix(objective.name).strip(".")
+                error.where = f"{where}.{inner}" if inner else where
+                raise
     return built
 
 

@@ -5,6 +5,12 @@ from potstill.students.config import build_config_student
 from potstill.students.depth import build_depth_student
 from potstill.students.new import build_new_student
 from potstill.students.pretrained import build_pretrained_student
+from potstill.students.shared_classifier import (
+    build_shared_classifier_student,
+    merge_classifier,
+    name_classes,
+    share_classifier,
+)
 from potstill.students.width import build_width_student
 
 __all__ = [
@@ -14,6 +20,10 @@ __all__ = [
     "build_depth_student",
     "build_new_student",
     "build_pretrained_student",
+    "build_shared_classifier_student",
     "build_student",
     "build_width_student",
+    "merge_classifier",
+    "name_classes",
+    "share_classifier",
 ]

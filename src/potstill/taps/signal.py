@@ -32,10 +32,12 @@ class Signal:
     Attributes:
         outputs: Dotted output name -> tensor.
         tapped: Tap -> tensor: hidden states, usually ``[B, T, D]``.
+        notes: What an objective's ``around`` had to say of the pass.
     """
 
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     tapped: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Signal:
         """Return a copy on another device."""

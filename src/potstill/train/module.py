@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,12 @@ class DistillModule(nn.Module):
         chosen = self.objectives if objectives is None else list(objectives)
         outputs = dict.fromkeys(n for o in chosen for n in o.student_outputs)
         taps = list(dict.fromkeys(t for o in chosen for t in o.student_taps))
-        return observe(self.student, self._inputs(batch), self._taps, outputs, taps)
+        with ExitStack() as around:
+            contexts = dict.fromkeys(o.around for o in chosen if o.around is not None)
+            notes = {context: around.enter_context(context(self.student)) for context in contexts}
+            signal = observe(self.student, self._inputs(batch), self._taps, outputs, taps)
+        signal.notes = notes
+        return signal
 
     def train(self, mode: bool = True) -> DistillModule:
         """Set the mode where it is another: the Trainer asks before every step, and setting costs more than looking."""
@@ -290,11 +295,13 @@ class DistillModule(nn.Module):
     ) -> Seen:
         """Return what an objective is shown: of the teachers those it reads."""
         own = {name: signals[name] for name in objective.of if name in signals}
+        again = None if student is None else objective.second_view(batch)
+        second = None if again is None else self.observe(again, [objective])
         if objective.reads_teacher and len(own) < len(objective.of):
             missing = next(name for name in objective.of if name not in own)
             what = "needs a teacher" if missing == TEACHER else f'needs the teacher "{missing}"'
             raise InputError(what, where=objective.name, hint="Pass the teacher's signal.")
-        return Seen(batch, student, own.get(objective.of[0]), own, self.progress, self.epoch)
+        return Seen(batch, student, own.get(objective.of[0]), own, self.progress, self.epoch, second)
 
     def _anchor(self, playing: Sequence[Objective], resting: Sequence[Objective], student: Signal) -> torch.Tensor:
         """Return 0 with an edge to all that has no gradient now because its module rests.
