@@ -2,6 +2,7 @@
 
 from potstill.evaluate.attention import MapPair, compare_attention
 from potstill.evaluate.attention_axes import attention_distance, head_similarity
+from potstill.evaluate.clusters import cluster_accuracy, match_clusters
 from potstill.evaluate.cost import cost, weight_size
 from potstill.evaluate.fidelity import calibration_error, cka_table, fidelity
 from potstill.evaluate.measure import measure
@@ -18,6 +19,7 @@ __all__ = [
     "attention_distance",
     "calibration_error",
     "cka_table",
+    "cluster_accuracy",
     "compare_attention",
     "cost",
     "evaluate_retrieval",
@@ -25,6 +27,7 @@ __all__ = [
     "fidelity",
     "head_similarity",
     "main_score",
+    "match_clusters",
     "mean_interval",
     "measure",
     "paired_interval",

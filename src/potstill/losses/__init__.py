@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from potstill.losses.attention_projection import AttentionProjection
     from potstill.losses.attention_resizing import resize_attention
     from potstill.losses.averaged_heads import head_mean
+    from potstill.losses.balanced_assignment import sinkhorn_knopp
+    from potstill.losses.class_relation import class_relation_kd
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
     from potstill.losses.forward_kl import kd_kl
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
+    from potstill.losses.swapped_prediction import swapped_prediction_loss
     from potstill.losses.total_variation import tv_distance
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "attention_transfer",
     "cka",
     "cka_loss",
+    "class_relation_kd",
     "dist_loss",
     "dkd",
     "generalized_jsd",
@@ -57,7 +61,9 @@ __all__ = [
     "one_to_one_heads",
     "resize_attention",
     "reverse_kl",
+    "sinkhorn_knopp",
     "squeezing_heads",
+    "swapped_prediction_loss",
     "teacher_mixed_probs",
     "tv_distance",
 ]
@@ -71,6 +77,7 @@ _HOMES = {
     "attention_transfer": "spatial_attention",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
+    "class_relation_kd": "class_relation",
     "dist_loss": "correlation",
     "dkd": "decoupled",
     "generalized_jsd": "jensen_shannon",
@@ -83,7 +90,9 @@ _HOMES = {
     "one_to_one_heads": "paired_heads",
     "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
+    "sinkhorn_knopp": "balanced_assignment",
     "squeezing_heads": "squeezed_heads",
+    "swapped_prediction_loss": "swapped_prediction",
     "teacher_mixed_probs": "minillm",
     "tv_distance": "total_variation",
 }
