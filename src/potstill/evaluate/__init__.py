@@ -7,6 +7,7 @@ from potstill.evaluate.cost import cost, weight_size
 from potstill.evaluate.fidelity import calibration_error, cka_table, fidelity
 from potstill.evaluate.measure import measure
 from potstill.evaluate.metrics import METRICS, Metric
+from potstill.evaluate.novel_classes import novel_class_scores
 from potstill.evaluate.samples import sample_answers
 from potstill.evaluate.statistics import Interval, mean_interval, paired_interval, proportion_error
 from potstill.evaluate.tasks import evaluate_retrieval, evaluate_tasks, main_score
@@ -30,6 +31,7 @@ __all__ = [
     "match_clusters",
     "mean_interval",
     "measure",
+    "novel_class_scores",
     "paired_interval",
     "proportion_error",
     "sample_answers",
