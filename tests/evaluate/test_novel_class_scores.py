@@ -73,4 +73,4 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(InputError, match="best_head"):
         novel_class_scores(torch.nn.Linear(1, 1), [], lambda samples: {})
     with pytest.raises(InputError, match="no sample"):
-        scores([], [[]])
+        novel_class_scores(Given(torch.zeros(0, 1, CLASSES)), [], lambda samples: {})

@@ -71,11 +71,13 @@ class NovelClassHead(nn.Module):
         logits = [novel(F.normalize(project(rows), dim=-1)) for project, novel in zip(self.projectors, self.novel)]
         return torch.stack([x.unflatten(0, features.shape[:-1]) for x in logits], -3)
 
+    def join(self, known: Tensor, novel: Tensor) -> Tensor:
+        """Return ``(..., H, B, K + U)`` for known logits ``(..., B, K)`` and new ones ``(..., H, B, U)``."""
+        return torch.cat([known.unsqueeze(-3).expand(*novel.shape[:-1], self.num_known), novel], -1)
+
     def forward(self, features: Tensor) -> Tensor:
         """Return all logits, ``(..., H, B, K + U)``, known classes first, for features ``(..., B, D)``."""
-        novel = self.novel_logits(features)
-        known = self.known_logits(features).unsqueeze(-3)
-        return torch.cat([known.expand(*novel.shape[:-1], self.num_known), novel], -1)
+        return self.join(self.known_logits(features), self.novel_logits(features))
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.ndim < 2 or features.shape[-1] != self.dim:

@@ -72,9 +72,11 @@ class NovelClassModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> NovelClassOutput:
         """Return cosines by every head, and the logits of the best one."""
-        cosines = self.head(self.features(pixel_values)).transpose(0, 1)  # [B, H, K + U]
+        features = self.features(pixel_values)
+        known = self.head.known_logits(features)  # by itself: what reads this alone must not reach the other heads
+        cosines = self.head.join(known, self.head.novel_logits(features)).transpose(0, 1)  # [B, H, K + U]
         best = cosines.index_select(1, self.best_head.view(1)).squeeze(1)
-        return NovelClassOutput(best / self.config.temperature, cosines[:, 0, : self.head.num_known], cosines)
+        return NovelClassOutput(best / self.config.temperature, known, cosines)
 
 
 def _encoder(config: Any) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
+from potstill.objectives.bought_labels import BoughtLabelsObjective
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
+from potstill.objectives.novel_classes import CosineLabelObjective, NovelClassObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 
 __all__ = [
@@ -11,9 +13,12 @@ __all__ = [
     "OBJECTIVES",
     "AMADObjective",
     "AttentionObjective",
+    "BoughtLabelsObjective",
+    "CosineLabelObjective",
     "HiddenObjective",
     "LabelObjective",
     "ModelLossObjective",
+    "NovelClassObjective",
     "Objective",
     "OutputObjective",
     "ReadoutObjective",
