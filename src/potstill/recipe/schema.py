@@ -56,7 +56,7 @@ class StudentSection(OpenSection):
 class DataSection(OpenSection):
     """What is trained on: a source and its options."""
 
-    source: str = Field("scenes", description="scenes (embedded) or files (a table of your own).")
+    source: str = Field("scenes", description="scenes, emoji or digits (embedded), or files (a table of your own).")
 
 
 class ModuleSection(Section):
