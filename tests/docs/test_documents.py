@@ -46,7 +46,9 @@ def test_recipes_are_valid(path):
     """A block with a version is a whole recipe; any other is a part of one. What it names is there in a run."""
     import potstill.losses
     import potstill.run
+    from potstill.data.selection import SELECTIONS
     from potstill.data.sources import DATA
+    from potstill.objectives import OBJECTIVES
     from potstill.policies import POLICIES
     from potstill.recipe import validate
     from potstill.recipe.load import read_yaml
@@ -59,9 +61,10 @@ def test_recipes_are_valid(path):
         assert recipe.data.source in DATA
         assert recipe.student.builder in STUDENTS
         assert recipe.policy is None or recipe.policy.name in POLICIES
-        for objective in recipe.objectives:
-            special = ("cross_entropy", "hidden", "model_loss", "readout")
-            assert objective.loss in (*potstill.losses.__all__, *special)
+        assert recipe.selection is None or recipe.selection.name in SELECTIONS
+        staged = [o for stage in recipe.stages or () for o in stage.objectives or ()]
+        for objective in (*recipe.objectives, *staged):
+            assert objective.loss in (*potstill.losses.__all__, *OBJECTIVES, "hidden")
 
 
 @pytest.mark.parametrize("path", having("bash"), ids=name_of)

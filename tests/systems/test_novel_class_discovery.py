@@ -12,6 +12,7 @@ import potstill.systems.novel_class_discovery as module
 from potstill.errors import InputError
 from potstill.models.load import load_model
 from potstill.recipe import load_recipe
+from potstill.run import plan
 from potstill.systems.novel_class_discovery import NCDPipeline
 
 TINY = NCDPipeline(
@@ -33,6 +34,13 @@ def test_the_packaged_recipe_is_that_of_the_pipeline():
     assert load_recipe("crkd-ncd-digits").model_dump() == NCDPipeline().recipe().model_dump()
 
 
+def test_it_fits_the_digits_it_is_made_for():
+    known, discovery = plan(NCDPipeline().recipe(), ["train.threads=1", "train.batch_size=16"])
+    assert known["untrained"]
+    assert discovery["untrained"] == []
+    assert discovery["objectives"][0]["loss"] == "crkd_ncd"
+
+
 def test_both_stages_are_trained_and_the_student_is_exported_with_its_heads(finished):
     lines = [json.loads(line) for line in (finished.folder / "history.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line.get("event") == "step"]
@@ -45,8 +53,8 @@ def test_both_stages_are_trained_and_the_student_is_exported_with_its_heads(fini
 
 
 def test_the_first_stage_leaves_the_heads_of_new_classes_alone_and_the_second_trains_them(finished):
-    plan = json.loads((finished.folder / "plan.json").read_text())
-    untrained = [set(stage.get("untrained", ())) for stage in plan["stages"]]
+    saved = json.loads((finished.folder / "plan.json").read_text())
+    untrained = [set(stage.get("untrained", ())) for stage in saved["stages"]]
     assert any(name.startswith("head.projectors") for name in untrained[0])
     assert not untrained[1]
 
