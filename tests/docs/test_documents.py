@@ -46,6 +46,7 @@ def test_recipes_are_valid(path):
     """A block with a version is a whole recipe; any other is a part of one. What it names is there in a run."""
     import potstill.losses
     import potstill.run
+    from potstill.data.selection import SELECTIONS
     from potstill.data.sources import DATA
     from potstill.objectives import OBJECTIVES
     from potstill.policies import POLICIES
@@ -60,7 +61,9 @@ def test_recipes_are_valid(path):
         assert recipe.data.source in DATA
         assert recipe.student.builder in STUDENTS
         assert recipe.policy is None or recipe.policy.name in POLICIES
-        for objective in recipe.objectives:
+        assert recipe.selection is None or recipe.selection.name in SELECTIONS
+        staged = [o for stage in recipe.stages or () for o in stage.objectives or ()]
+        for objective in (*recipe.objectives, *staged):
             assert objective.loss in (*potstill.losses.__all__, *OBJECTIVES, "hidden")
 
 

@@ -34,10 +34,10 @@ from potstill.losses import (
     sinkhorn_kd_loss,
     sinkhorn_kd_token_loss,
     squeezing_heads,
+    token_relation_loss,
     trg_global_loss,
     trg_inner_loss,
     trg_local_loss,
-    token_relation_loss,
     tv_distance,
     vlm_align_loss,
     vlm_contrast_loss,
@@ -187,6 +187,8 @@ def _trg_global(s, t, mask=None):
 
 
 TOKENS = {"refuses_an_empty_mask": True, "refuses_an_empty_batch": True}
+
+
 def _token_relations(s, t, mask=None, **more):
     return token_relation_loss(s, s.flip(-1), 2 * s, t, t.flip(-1), 2 * t, 2, mask=mask, **more)
 
@@ -314,6 +316,7 @@ CASES = [
         (4,),
         refuses_an_empty_mask=True,
         needs_every_sample=True,
+    ),
     Case("token_relation_loss", _token_relations, (4, 6), (4, 8), (4,), loss=token_relation_loss, is_per_sample=True),
     Case("whitened_feature_loss", _whitened, (3, 4), (3, 6), loss=whitened_feature_loss),
     Case("vlm_align_loss", _vlm_align, (5,), (5,), (), loss=vlm_align_loss, refuses_an_empty_batch=True),

@@ -19,6 +19,7 @@ def test_all_is_sorted_complete_and_loads():
     names = potstill.losses.__all__
     assert names == sorted(names)
     assert len(names) == len(set(names))
+    assert len(names) == len(set(names))
     for name in names:
         assert getattr(potstill.losses, name).__name__ == name
     public = {

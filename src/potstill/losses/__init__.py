@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from potstill.losses.attention_projection import AttentionProjection
     from potstill.losses.attention_resizing import resize_attention
     from potstill.losses.averaged_heads import head_mean
+    from potstill.losses.balanced_assignment import sinkhorn_knopp
+    from potstill.losses.class_relation import class_relation_kd
     from potstill.losses.class_statistics import ClassMeanAccumulator, class_means
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
     from potstill.losses.style_mixing import mix_distribution
+    from potstill.losses.swapped_prediction import swapped_prediction_loss
     from potstill.losses.token_graph import trg_global_loss, trg_inner_loss, trg_local_loss
     from potstill.losses.token_relations import token_relation_loss
     from potstill.losses.token_sampling import feature_map_to_tokens, sample_tokens, trg_temperature
@@ -68,6 +71,7 @@ __all__ = [
     "cka",
     "cka_loss",
     "class_means",
+    "class_relation_kd",
     "dist_loss",
     "dkd",
     "feature_map_to_tokens",
@@ -91,7 +95,9 @@ __all__ = [
     "sample_tokens",
     "sinkhorn_kd_loss",
     "sinkhorn_kd_token_loss",
+    "sinkhorn_knopp",
     "squeezing_heads",
+    "swapped_prediction_loss",
     "teacher_mixed_probs",
     "token_relation_loss",
     "trg_global_loss",
@@ -120,6 +126,7 @@ _HOMES = {
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
     "class_means": "class_statistics",
+    "class_relation_kd": "class_relation",
     "dist_loss": "correlation",
     "dkd": "decoupled",
     "feature_map_to_tokens": "token_sampling",
@@ -143,7 +150,9 @@ _HOMES = {
     "sample_tokens": "token_sampling",
     "sinkhorn_kd_loss": "sinkhorn_distance",
     "sinkhorn_kd_token_loss": "sinkhorn_distance",
+    "sinkhorn_knopp": "balanced_assignment",
     "squeezing_heads": "squeezed_heads",
+    "swapped_prediction_loss": "swapped_prediction",
     "teacher_mixed_probs": "minillm",
     "trg_global_loss": "token_graph",
     "trg_inner_loss": "token_graph",

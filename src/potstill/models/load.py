@@ -27,7 +27,11 @@ PACKAGED: Registry[Path] = Registry("packaged model")
 """Folders with a ``MANIFEST.json`` that plugins add; those in ``WEIGHTS`` are found without being listed."""
 
 # Model types of our own and where their classes are.
-_OWN_TYPES = {"potstill_coca": "potstill.models.coca", "potstill_vl_t5": "potstill.models.vl_t5"}
+_OWN_TYPES = {
+    "potstill_coca": "potstill.models.coca",
+    "potstill_novel_classes": "potstill.models.novel_classes",
+    "potstill_vl_t5": "potstill.models.vl_t5",
+}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
 _GGUF = "GGUF files are not read: convert the model to a folder with config.json and model.safetensors first."

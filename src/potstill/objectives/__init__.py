@@ -2,11 +2,13 @@
 
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
+from potstill.objectives.bought_labels import BoughtLabelsObjective
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRelationObjective
 from potstill.objectives.kdpp import KDPPObjective, NDObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.masked_image import MaskedImageObjective
+from potstill.objectives.novel_classes import CosineLabelObjective, NovelClassObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 from potstill.objectives.pld import PLDObjective
 from potstill.objectives.sinkd import SinkDObjective
@@ -20,6 +22,8 @@ __all__ = [
     "OBJECTIVES",
     "AMADObjective",
     "AttentionObjective",
+    "BoughtLabelsObjective",
+    "CosineLabelObjective",
     "HiddenObjective",
     "HybridFeatureObjective",
     "HybridRelationObjective",
@@ -28,6 +32,7 @@ __all__ = [
     "MaskedImageObjective",
     "ModelLossObjective",
     "NDObjective",
+    "NovelClassObjective",
     "Objective",
     "OutputObjective",
     "PLDObjective",

@@ -20,6 +20,7 @@ from potstill.students.copying import Copied, copy_tensors
 # Families of our own: where they are, their configuration and their model.
 _OWN = {
     "coca": ("potstill.models.coca", "CocaConfig", "CocaModel"),
+    "novel_classes": ("potstill.models.novel_classes", "NovelClassConfig", "NovelClassModel"),
     "vl_t5": ("potstill.models.vl_t5", "VLT5Config", "VLT5ForConditionalGeneration"),
 }
 
@@ -41,7 +42,7 @@ def build_new_student(
 
     Args:
         teacher: Not used.
-        family: "coca", "vl_t5", or a ``model_type`` of transformers.
+        family: "coca", "novel_classes", "vl_t5", or a ``model_type`` of transformers.
         architecture: Which of the family's model classes, such as "BlipForQuestionAnswering"; None = its plain model.
         fields: Fields of its configuration, nested where the configuration is: ``{text_config: {hidden_size: 96}}``.
         scale: Parameters whose random start is multiplied, by path: ``{vision_model.embeddings.position_embedding: 7}``
