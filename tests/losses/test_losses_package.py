@@ -11,14 +11,21 @@ import pytest
 
 import potstill.losses
 
-CLASSES = {"AttentionProjection", "MinillmReturns"}
+CLASSES = {
+    "AttentionProjection",
+    "LELPBasis",
+    "LELPStatistics",
+    "MIAlphaLoss",
+    "MinillmReturns",
+    "OutputDiscriminator",
+}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__))
 
 
 def test_all_is_sorted_complete_and_loads():
     names = potstill.losses.__all__
     assert names == sorted(names)
-    assert len(names) == len(set(names)) == 22
+    assert len(names) == len(set(names)) == 35
     for name in names:
         assert getattr(potstill.losses, name).__name__ == name
     public = {

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from potstill.losses.averaged_heads import head_mean
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
+    from potstill.losses.ensemble_targets import ensemble_soft_target, meal_v2_similarity_loss
     from potstill.losses.forward_kl import kd_kl
     from potstill.losses.hints import hint_mse
     from potstill.losses.jensen_shannon import generalized_jsd
     from potstill.losses.kernel_alignment import cka, cka_loss
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.mutual_information import MIAlphaLoss, mi_alpha_bound
+    from potstill.losses.output_discriminator import OutputDiscriminator, meal_v2_discriminator_loss
     from potstill.losses.paired_heads import one_to_one_heads
+    from potstill.losses.pseudo_class_basis import LELPBasis, LELPStatistics, fit_lelp
+    from potstill.losses.pseudo_classes import lelp_class_logits, lelp_class_probs, lelp_loss, lelp_targets
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.spatial_attention import attention_transfer
@@ -39,7 +44,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionProjection",
+    "LELPBasis",
+    "LELPStatistics",
+    "MIAlphaLoss",
     "MinillmReturns",
+    "OutputDiscriminator",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
@@ -47,10 +56,19 @@ __all__ = [
     "cka_loss",
     "dist_loss",
     "dkd",
+    "ensemble_soft_target",
+    "fit_lelp",
     "generalized_jsd",
     "head_mean",
     "hint_mse",
     "kd_kl",
+    "lelp_class_logits",
+    "lelp_class_probs",
+    "lelp_loss",
+    "lelp_targets",
+    "meal_v2_discriminator_loss",
+    "meal_v2_similarity_loss",
+    "mi_alpha_bound",
     "minillm_returns",
     "minilm_relation",
     "module_hidden_loss",
@@ -65,7 +83,11 @@ __all__ = [
 # No file bears the name of a public function: importing such a file would hide the function behind the module.
 _HOMES = {
     "AttentionProjection": "attention_projection",
+    "LELPBasis": "pseudo_class_basis",
+    "LELPStatistics": "pseudo_class_basis",
+    "MIAlphaLoss": "mutual_information",
     "MinillmReturns": "minillm",
+    "OutputDiscriminator": "output_discriminator",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
@@ -73,10 +95,19 @@ _HOMES = {
     "cka_loss": "kernel_alignment",
     "dist_loss": "correlation",
     "dkd": "decoupled",
+    "ensemble_soft_target": "ensemble_targets",
+    "fit_lelp": "pseudo_class_basis",
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
     "kd_kl": "forward_kl",
+    "lelp_class_logits": "pseudo_classes",
+    "lelp_class_probs": "pseudo_classes",
+    "lelp_loss": "pseudo_classes",
+    "lelp_targets": "pseudo_classes",
+    "meal_v2_discriminator_loss": "output_discriminator",
+    "meal_v2_similarity_loss": "ensemble_targets",
+    "mi_alpha_bound": "mutual_information",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
     "module_hidden_loss": "module_hidden",
