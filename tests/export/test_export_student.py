@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
 
 from potstill.errors import InputError, IntegrityError
 from potstill.export import export_student, verify_export
@@ -52,6 +52,14 @@ def test_a_student_comes_back_bit_for_bit_with_card_and_nothing_else(tmp_path):
     assert "# Mine" in (folder / "README.md").read_text()
     assert "BertModel" in (folder / "README.md").read_text()
     assert _leftovers(tmp_path / "runs") == ["student"]
+
+
+def test_a_model_whose_weights_have_other_names_in_the_file_is_no_stranger(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes))
+    folder = export_student(model, tmp_path / "student", batch={"pixel_values": torch.zeros(1, 3, 8, 8)})
+    loaded = ViTModel.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
 
 
 def test_an_export_can_be_read_by_whoever_may_read_a_new_folder(tmp_path):

@@ -5,6 +5,7 @@ from potstill.students.config import build_config_student
 from potstill.students.depth import build_depth_student
 from potstill.students.new import build_new_student
 from potstill.students.pretrained import build_pretrained_student
+from potstill.students.wide_head import build_wide_head_student, widen_head
 from potstill.students.width import build_width_student
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "build_new_student",
     "build_pretrained_student",
     "build_student",
+    "build_wide_head_student",
     "build_width_student",
+    "widen_head",
 ]
