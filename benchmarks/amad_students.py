@@ -7,7 +7,16 @@ differences are paired. Systems:
 - ``kd``: nothing but KD on what is written;
 - ``one_to_one``, ``head_mean``, ``squeezing``: maps of the last layers, heads paired by number, averaged, merged;
 - ``minilm``: MiniLM relations of queries, keys and values of the last self-attentions, in place of maps;
-- ``amad-<variant>-<tau>``: kl, mse and token_kl, tau 1 and 0.1.
+- ``amad-<variant>-<tau>``: kl, mse and token_kl, tau 1 and 0.1;
+- ``one_to_one/shuffled``, ``amad-kl-1/shuffled``: the teacher's heads in another order, which AMAD must not notice (but
+  for the order in which floating-point numbers are added, which training makes larger).
+
+With ``--recipe amad-scenes`` the teacher is the CoCa and the question whether AMAD and OPTIMA add up:
+
+- ``kd``, ``amad-kl-1``: as above, the maps of the last layer of every module at once;
+- ``optima``: hidden states and policy of the recipe ``optima-scenes`` in place of maps;
+- ``amad+policy``: maps, of the module that the same policy plays;
+- ``amad+optima``: of that module both, hidden states and maps.
 
 Every second term has an automatic weight, so all are as large as KD over the first 50 steps; those of ``minilm``, which
 are six, share the size of KD at the start. Run from the repository
@@ -29,20 +38,25 @@ import hashlib
 import json
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
+from _summary import summarise
 
 TASKS = ("vqa", "caption", "translation")
+COCA_TASKS = ("caption", "vqa", "entailment", "nlvr2")
 MAPS = {"one_to_one": "one_to_one_heads", "head_mean": "head_mean", "squeezing": "squeezing_heads"}
 AMAD = tuple(f"amad-{variant}-{tau}" for variant in ("kl", "mse", "token_kl") for tau in ("1", "0.1"))
 SYSTEMS = ("kd", "amad-kl-1", "one_to_one", "head_mean", "amad-mse-1", "minilm", "squeezing", *AMAD[1:2], *AMAD[3:])
-AGAINST = ("kd", "one_to_one", "head_mean")
+SHUFFLED = ("one_to_one/shuffled", "amad-kl-1/shuffled")
+TOGETHER = ("kd", "amad-kl-1", "optima", "amad+policy", "amad+optima")
+AGAINST = ("kd", "one_to_one", "head_mean", "amad-kl-1", "optima")
 SHARED = ("recipe", "setting", "teacher", "heads", "steps", "batch_size")
-MEASURES = ("kl_33", "kl_67", "kl", *(f"score_{task}" for task in TASKS), "cpu_seconds")
+MEASURES = ("kl_33", "kl_67", "kl", *(f"score_{task}" for task in dict.fromkeys(TASKS + COCA_TASKS)), "cpu_seconds")
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,13 @@ class Setting:
         tasks: What is measured.
         heads: Paths of the fields of the student's configuration that hold the number of heads.
         relations: (student, teacher) modules that make queries, keys and values of the last self-attentions.
+        systems: What is compared.
     """
 
     tasks: tuple[str, ...]
     heads: tuple[tuple[str, ...], ...]
-    relations: tuple[tuple[str, str], ...]
+    relations: tuple[tuple[str, str], ...] = ()
+    systems: tuple[str, ...] = (*SYSTEMS, *SHUFFLED)
 
 
 SETTINGS = {
@@ -79,7 +95,31 @@ SETTINGS = {
             for kind in ("query", "key", "value")
         ),
     ),
+    "amad-scenes": Setting(COCA_TASKS, (("image_heads",), ("text_heads",), ("pooler_heads",)), systems=TOGETHER),
 }
+
+
+def plain(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a recipe as plain data, its objectives without the fields that are not given."""
+    from potstill.recipe import load_recipe
+
+    recipe = load_recipe(name, overrides).model_dump()
+    recipe["objectives"] = [{k: v for k, v in o.items() if v is not None} for o in recipe["objectives"]]
+    return recipe
+
+
+def shuffle_heads(objectives: Sequence[Any], seed: int) -> None:
+    """Show the losses of attention maps the teacher's heads in another order."""
+    for objective in objectives:
+        if objective.loss_name in (*MAPS.values(), "amad_loss"):
+            objective.loss = partial(_with_shuffled, objective.loss, 4000 + seed)
+
+
+def _with_shuffled(loss: Any, seed: int, student: Any, teacher: Any, **options: Any) -> Any:
+    import torch
+
+    order = torch.randperm(teacher.shape[1], generator=torch.Generator().manual_seed(seed))
+    return loss(student, teacher[:, order], **options)
 
 
 def recipe_of(base: dict[str, Any], system: str, heads: int, seed: int) -> dict[str, Any]:
@@ -92,13 +132,20 @@ def recipe_of(base: dict[str, Any], system: str, heads: int, seed: int) -> dict[
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = heads
-    kd, attention = recipe["objectives"]
-    if system == "kd":
-        recipe["objectives"] = [kd]
+    *kd, attention = recipe["objectives"]
+    system = system.partition("/")[0]
+    if system in ("optima", "amad+policy", "amad+optima"):
+        optima = plain("optima-scenes")
+        recipe["policy"] = optima["policy"]
+        hidden = optima["objectives"][-1:] if "optima" in system else []
+        maps = [attention] if "amad" in system else []
+        recipe["objectives"] = [*kd, *hidden, *maps]
+    elif system == "kd":
+        recipe["objectives"] = kd
     elif system == "minilm":
         # Relation heads have to divide both widths of queries.
         recipe["objectives"] = [
-            kd,
+            *kd,
             *(
                 {"loss": "minilm_relation", "name": f"relation_{i}", "on": f"{ours}@output", "R": 16, "weight": 1.0}
                 | {"teacher_on": f"{theirs}@output"}
@@ -106,8 +153,8 @@ def recipe_of(base: dict[str, Any], system: str, heads: int, seed: int) -> dict[
             ),
         ]
     elif system in MAPS:
-        recipe["objectives"] = [kd, {k: v for k, v in attention.items() if k not in ("variant", "tau")}]
-        recipe["objectives"][1]["loss"] = MAPS[system]
+        recipe["objectives"] = [*kd, {k: v for k, v in attention.items() if k not in ("variant", "tau")}]
+        recipe["objectives"][-1]["loss"] = MAPS[system]
     else:
         _, variant, tau = system.split("-")
         attention.update(variant=variant, tau=float(tau))
@@ -139,7 +186,7 @@ class Bench:
                 start = built.trainer.start
                 objective["weight"] = start[recipe["objectives"][0]["name"]] / start[objective["name"]] / len(relations)
 
-    def run(self, recipe: dict[str, Any]) -> dict[str, Any]:
+    def run(self, recipe: dict[str, Any], *, is_shuffled: bool = False) -> dict[str, Any]:
         """Train once; measure KL on the way and scores at the end."""
         from transformers import TrainerCallback
 
@@ -154,6 +201,8 @@ class Bench:
         steps, found, paused = recipe["train"]["steps"], {}, [0.0]
         with tempfile.TemporaryDirectory() as folder:
             built = prepare(loaded, Path(folder), teacher=self.teacher)
+            if is_shuffled:
+                shuffle_heads(built.trainer.model.objectives, loaded.seed)
             dataset = built.source.split("validation", self.options.heldout)
 
             def near() -> float:
@@ -184,14 +233,12 @@ def run(options: argparse.Namespace) -> None:
     from _scenes import seeds_of, shard_of
 
     from potstill.models.load import find_model
-    from potstill.recipe import load_recipe
 
-    base = load_recipe(options.recipe, options.set).model_dump()
-    base["objectives"] = [{k: v for k, v in o.items() if v is not None} for o in base["objectives"]]
+    base = plain(options.recipe, options.set)
     options.teacher = options.teacher or base["teacher"]["model"]
     base["teacher"]["model"] = options.teacher
     base["train"].update(steps=options.steps, threads=1, log_every=options.steps, checkpoint_every=options.steps)
-    weights = (find_model(options.teacher) / "model.safetensors").read_bytes()
+    weights = b"".join(path.read_bytes() for path in sorted(find_model(options.teacher).glob("*.safetensors")))
     shared = {k: v for k, v in base.items() if k not in ("teacher", "name")}
     text = json.dumps([shared, options.heldout, options.samples], sort_keys=True, default=str)
     budget = {
@@ -201,10 +248,11 @@ def run(options: argparse.Namespace) -> None:
         "steps": options.steps,
         "batch_size": base["train"]["batch_size"],
     }
-    systems = options.systems.split(",") if options.systems else SYSTEMS
+    known = SETTINGS[options.recipe].systems
+    systems = options.systems.split(",") if options.systems else known
     for system in systems:
-        if system not in SYSTEMS:
-            raise SystemExit(f'unknown system "{system}"; there are {", ".join(SYSTEMS)}')
+        if system not in known:
+            raise SystemExit(f'unknown system "{system}"; there are {", ".join(known)}')
     cells = [(s, h, n) for n in seeds_of(options.seeds) for h in options.heads for s in systems]
     bench, where = Bench(options), origin()
     for system, heads, seed in shard_of(cells, options.shard):
@@ -212,40 +260,9 @@ def run(options: argparse.Namespace) -> None:
         if (system, str(heads), str(seed)) in {(r["system"], r["heads"], r["seed"]) for r in same}:
             continue
         row = {**budget, "heads": heads, "system": system, "seed": seed}
-        row |= bench.run(recipe_of(base, system, heads, seed))
+        row |= bench.run(recipe_of(base, system, heads, seed), is_shuffled=system.endswith("/shuffled"))
         append_rows(options.out, [{**row, **{m: row.get(m, "") for m in MEASURES}} | where])
         print(" ".join(f"{k} {row[k]}" for k in ("system", "heads", "seed", *MEASURES) if k in row), flush=True)
-
-
-def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return a row per setting, heads, system and measure; differences are paired by seed."""
-    from potstill.evaluate.statistics import mean_interval, paired_interval
-
-    by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
-    for r in runs:
-        by_setting[tuple(r[k] for k in SHARED)][r["system"]][r["seed"]] = r
-    rows = []
-    for key, systems in by_setting.items():
-        for system in sorted(systems, key=SYSTEMS.index):
-            for measure in MEASURES:
-                values = {seed: float(r[measure]) for seed, r in systems[system].items() if r.get(measure)}
-                if len(values) < 2:
-                    continue
-                interval = mean_interval(list(values.values()))
-                row = dict(zip(SHARED, key)) | {"system": system, "measure": measure, "seeds": interval.n}
-                row |= {"mean": f"{interval.mean:.4f}", "ci95": f"{interval.half_width:.4f}"}
-                for other in AGAINST:
-                    both = sorted(s for s, r in systems.get(other, {}).items() if s in values and r.get(measure))
-                    row |= dict.fromkeys((f"minus_{other}", f"minus_{other}_ci95", f"minus_{other}_clear"), "")
-                    if other != system and len(both) > 1:
-                        rival = [float(systems[other][s][measure]) for s in both]
-                        gap = paired_interval([values[s] for s in both], rival)
-                        row[f"minus_{other}"] = f"{gap.mean:+.4f}"
-                        row[f"minus_{other}_ci95"] = f"{gap.half_width:.4f}"
-                        row[f"minus_{other}_clear"] = "yes" if gap.excludes_zero else "no"
-                first = systems[system][min(systems[system])]
-                rows.append(row | {k: first[k] for k in origin()})
-    return rows
 
 
 def main() -> None:
@@ -264,7 +281,14 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="only sum up the rows of --out")
     options = parser.parse_args()
     if options.summary:
-        write_rows(summary_of(options.out), summarise(read_rows(options.out)))
+        rows = summarise(
+            read_rows(options.out),
+            shared=SHARED,
+            systems=[*SYSTEMS, *SHUFFLED, *TOGETHER],
+            measures=MEASURES,
+            against=AGAINST,
+        )
+        write_rows(summary_of(options.out), rows)
     else:
         run(options)
 

@@ -30,6 +30,7 @@ from collections import defaultdict
 from typing import Any
 
 from _record import RESULTS, SHARED, append_rows, origin, read_rows, summary_of, write_rows
+from _summary import summarise
 
 SINGLE = ("image_encoder", "text_decoder", "multimodal_decoder")
 FIXED = tuple(f"fixed:{m}" for m in SINGLE)
@@ -103,40 +104,6 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def summarise(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return a row per setting, system and measure; paired differences use the seeds both systems have."""
-    from potstill.evaluate.statistics import mean_interval, paired_interval
-
-    by_setting: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
-    for r in runs:
-        key = tuple(r[k] for k in SHARED)
-        by_setting[key][r["system"]][r["seed"]] = r
-    rows = []
-    for key, systems in by_setting.items():
-        shared = dict(zip(SHARED, key))
-        for system in sorted(systems, key=SYSTEMS.index):
-            mine = systems[system]
-            for measure in MEASURES:
-                values = {seed: float(r[measure]) for seed, r in mine.items() if r[measure] != ""}
-                if len(values) < 2:
-                    continue
-                digits = DIGITS.get(measure, 4)
-                interval = mean_interval(list(values.values()))
-                row = {**shared, "system": system, "measure": measure, "seeds": interval.n,
-                       "mean": f"{interval.mean:.{digits}f}", "ci95": f"{interval.half_width:.{digits}f}"}  # fmt: skip
-                for other in AGAINST:
-                    rival = {s: float(r[measure]) for s, r in systems.get(other, {}).items() if r[measure] != ""}
-                    both = sorted(values.keys() & rival.keys())
-                    row |= dict.fromkeys((f"minus_{other}", f"minus_{other}_ci95", f"minus_{other}_clear"), "")
-                    if other != system and len(both) > 1:
-                        gap = paired_interval([values[s] for s in both], [rival[s] for s in both])
-                        row[f"minus_{other}"] = f"{gap.mean:+.{digits}f}"
-                        row[f"minus_{other}_ci95"] = f"{gap.half_width:.{digits}f}"
-                        row[f"minus_{other}_clear"] = "yes" if gap.excludes_zero else "no"
-                rows.append(row | {k: mine[min(mine)][k] for k in origin()})
-    return rows
-
-
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return a table per setting: L_pred, its paired differences and the task scores, with 95 % intervals."""
     cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -177,7 +144,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.summary:
         return run(options)
-    rows = summarise(read_rows(options.out))
+    rows = summarise(
+        read_rows(options.out), shared=SHARED, systems=SYSTEMS, measures=MEASURES, against=AGAINST, digits=DIGITS
+    )
     summary = summary_of(options.out)
     write_rows(summary, rows)
     text = markdown(rows)

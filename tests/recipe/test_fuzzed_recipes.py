@@ -38,7 +38,7 @@ def test_every_mutated_recipe_is_read_or_refused_in_one_line(judge, bases, numbe
     offenders = {case.name: wrong for case in make_cases(seed, number, bases) if (wrong := judge(case))}
     assert offenders == {}
     assert sum(judge.codes.values()) >= number
-    assert judge.codes[0] > 5  # some mutations are harmless, or nothing was tested behind the door
+    assert judge.codes[0] > 3  # some mutations are harmless, or nothing was tested behind the door
 
 
 @pytest.mark.parametrize("judge", ["plan"], indirect=True)

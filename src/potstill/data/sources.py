@@ -19,6 +19,7 @@ class DataSource:
         processor: Saved beside the student (tokenizer, image processor), or None.
         model_fields: Fields a model made for this data must have in its configuration: vocabulary, labels, image size.
         facts: What the plan says about the data.
+        plain: Makes the training samples without augmentation; None = they are not augmented.
     """
 
     make: Callable[[str, int | None], Any]
@@ -26,10 +27,15 @@ class DataSource:
     processor: Any | None = None
     model_fields: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    plain: Callable[[int | None], Any] | None = None
 
     def split(self, name: str, size: int | None = None) -> Any:
         """Return the dataset of a split."""
         return self.make(name, size)
+
+    def plain_train(self, size: int | None = None) -> Any:
+        """Return the training samples without augmentation: of equal number and order where the data augments."""
+        return self.make("train", size) if self.plain is None else self.plain(size)
 
     def example(self) -> dict[str, Any]:
         """Return a batch of the first two training samples, of one twice if there is only one: to probe shapes on."""

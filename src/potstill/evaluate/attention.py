@@ -213,7 +213,7 @@ def _is_readable(student: nn.Module, teacher: nn.Module, tap_s: str, tap_t: str,
     for model, tap in ((student, tap_s), (teacher, tap_t)):
         parsed = Tap.parse(tap)
         try:
-            find_attention(model, parsed.path, parsed.side.rpartition("_attention")[0] or None)
+            find_attention(model, parsed.path, parsed.kind)
         except (PotstillError, AttributeError) as error:  # the latter is what torch says of a path that is not there
             notes.append(f'"{tap}" cannot be read: {getattr(error, "message", error)}.')
             return False

@@ -65,7 +65,7 @@ class WatchedModel:
         self._seen: dict[str, Seen] = {}
         self._pooled: Tensor | None = None  # [N, queries, S]
         taps = list(dict.fromkeys([*self._kept, *distances]))
-        self._paths = {tap: find_attention(model, Tap.parse(tap).path, _kind_of(tap)) for tap in taps}
+        self._paths = {tap: find_attention(model, Tap.parse(tap).path, Tap.parse(tap).kind) for tap in taps}
         reduce = {tap: partial(self._see, tap) for tap in taps}
         pooler = getattr(model, "memory_attention", None)
         if pooler is not None and any(self._is_cross(tap) for tap in self._kept):
@@ -184,10 +184,6 @@ def picture_rows(batch: Mapping[str, Any], row: int) -> list[tuple[int, int]]:
     before = int(mask[:row].sum())
     there = [slot for slot in range(slots) if mask[row, slot]]
     return [(slot, before + i) for i, slot in enumerate(there)]
-
-
-def _kind_of(tap: str) -> str | None:
-    return Tap.parse(tap).side.rpartition("_attention")[0] or None
 
 
 def _equal(a: Tensor | None, b: Tensor) -> bool:

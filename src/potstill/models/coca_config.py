@@ -110,7 +110,7 @@ class CocaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         known = [name for name in CocaConfig.__annotations__ if not name.startswith("_")]
         for key in kwargs:
-            if not (key.startswith("_") or key in _INHERITED_KEYS or key in _generation_keys()):
+            if not is_inherited(key):
                 raise InputError(f'unknown field "{key}"', where="CocaConfig", hint=suggest(key, known))
         # Sorted, as in the saved file, so that parameters come in the same order before saving and after loading.
         self.task_labels = dict(sorted((self.task_labels or {}).items()))
@@ -189,7 +189,8 @@ def _wrong(field: str, *, expected: str, got: Any) -> InputError:
     return InputError("does not fit", where=f"CocaConfig.{field}", expected=expected, got=got)
 
 
-def _generation_keys() -> set[str]:
+def is_inherited(key: str) -> bool:
+    """True for what transformers itself hands to a configuration besides the declared fields."""
     from transformers import GenerationConfig
 
-    return set(GenerationConfig().to_dict())
+    return key.startswith("_") or key in _INHERITED_KEYS or key in GenerationConfig().to_dict()

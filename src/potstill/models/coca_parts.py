@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
@@ -11,6 +9,7 @@ from transformers import EncoderDecoderCache
 from potstill.errors import ShapeError
 from potstill.models.coca_config import CocaConfig
 from potstill.models.coca_layers import CocaBlock, CocaMultimodalBlock, CocaPooler, text_mask
+from potstill.models.stems import build_stem
 
 
 class CocaImageEncoder(nn.Module):
@@ -20,7 +19,7 @@ class CocaImageEncoder(nn.Module):
         super().__init__()
         width = config.image_width
         self.config = config
-        self.stem = _conv_stem(config) if config.stem == "conv" else _patch_stem(config)
+        self.stem = build_stem(config.stem, config.num_channels, width, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(width)) if config.image_cls_token else None
         self.positions = nn.Parameter(torch.empty(config.image_tokens, width))
         norm = nn.LayerNorm(width, config.layer_norm_eps)
@@ -174,16 +173,3 @@ class CocaMultimodalDecoder(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states, memory, mask, keys, past_key_values=past_key_values)
         return self.norm(hidden_states)
-
-
-def _patch_stem(config: CocaConfig) -> nn.Module:
-    # No bias: each position has a learned vector of its own.
-    return nn.Conv2d(config.num_channels, config.image_width, config.patch_size, config.patch_size, bias=False)
-
-
-def _conv_stem(config: CocaConfig) -> nn.Module:
-    layers: list[nn.Module] = []
-    channels = [config.num_channels, max(config.image_width // 4, 8), max(config.image_width // 2, 8)]
-    for before, after in pairwise(channels):
-        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(channels[-1], config.image_width, 3, 2, 1))

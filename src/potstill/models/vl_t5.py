@@ -13,7 +13,6 @@ a grid, from a convolutional stem or patches and a few blocks of their own, with
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerNorm
 
 from potstill.errors import InputError, RecipeError, ShapeError
+from potstill.models.stems import build_stem
 from potstill.models.vl_t5_config import VLT5Config
 
 __all__ = ["VLT5Config", "VLT5ForConditionalGeneration", "from_t5"]
@@ -50,7 +50,7 @@ class VLT5Visual(nn.Module):
     def __init__(self, config: VLT5Config):
         super().__init__()
         self.config, side = config, config.image_side
-        self.stem = _conv_stem(config) if config.stem == "conv" else _patch_stem(config)
+        self.stem = build_stem(config.stem, config.num_channels, config.d_model, config.patch_size)
         self.stem_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.rows = nn.Parameter(torch.empty(side, 1, config.d_model))
         self.columns = nn.Parameter(torch.empty(side, config.d_model))
@@ -288,16 +288,3 @@ def from_t5(name_or_path: str | Path, *, seed: int = 0, **fields: Any) -> VLT5Fo
         model = VLT5ForConditionalGeneration(config)
     model.load_state_dict({**model.state_dict(), **t5.state_dict()})
     return model.eval()
-
-
-def _patch_stem(config: VLT5Config) -> nn.Module:
-    # No bias: the norm and the positions come behind it.
-    return nn.Conv2d(config.num_channels, config.d_model, config.patch_size, config.patch_size, bias=False)
-
-
-def _conv_stem(config: VLT5Config) -> nn.Module:
-    layers: list[nn.Module] = []
-    channels = [config.num_channels, max(config.d_model // 4, 8), max(config.d_model // 2, 8)]
-    for before, after in pairwise(channels):
-        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(channels[-1], config.d_model, 3, 2, 1))

@@ -7,14 +7,17 @@ from typing import Any
 from transformers import T5Config
 
 from potstill.errors import InputError, suggest
+from potstill.models.coca_config import is_inherited
 
 _STEMS = ("conv", "patch")
-# What transformers itself hands to a configuration besides the declared fields, when it is built or read back.
-_INHERITED_KEYS = {
-    *("attn_implementation", "experts_implementation", "output_attentions", "torch_dtype", "name_or_path"),
-    *("num_labels", "model_type", "per_layer_config", "use_cache", "tie_word_embeddings", "scale_decoder_outputs"),
-    *("dense_act_fn", "is_gated_act", "bos_token_id", "decoder_start_token_id"),
-}
+_OF_T5 = (
+    "tie_word_embeddings",
+    "scale_decoder_outputs",
+    "dense_act_fn",
+    "is_gated_act",
+    "bos_token_id",
+    "decoder_start_token_id",
+)
 _SIZES = (
     *("image_size", "num_channels", "patch_size", "visual_layers", "vocab_size", "d_model", "d_kv", "d_ff"),
     *("num_layers", "num_decoder_layers", "num_heads"),
@@ -48,7 +51,7 @@ class VLT5Config(T5Config):
     def __post_init__(self, **kwargs: Any):
         known = [*VLT5Config.__annotations__, *T5Config.__annotations__]
         for key in kwargs:
-            if not (key.startswith("_") or key in known or key in _INHERITED_KEYS or key in _generation_keys()):
+            if not (key in known or key in _OF_T5 or is_inherited(key)):
                 raise InputError(f'unknown field "{key}"', where="VLT5Config", hint=suggest(key, known))
         super().__post_init__(**kwargs)
         if getattr(self, "decoder_start_token_id", None) is None:
@@ -85,9 +88,3 @@ class VLT5Config(T5Config):
 
 def _wrong(field: str, *, expected: str, got: Any) -> InputError:
     return InputError("does not fit", where=f"VLT5Config.{field}", expected=expected, got=got)
-
-
-def _generation_keys() -> set[str]:
-    from transformers import GenerationConfig
-
-    return set(GenerationConfig().to_dict())

@@ -1,13 +1,14 @@
 """Objectives: a loss, where it reads its tensors, its trainable part, its module and its weight."""
 
 from potstill.objectives.attention import SupervisedAttentionObjective
-from potstill.objectives.base import IGNORE_INDEX, Objective, Seen, Where
+from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 
 __all__ = [
     "IGNORE_INDEX",
+    "OBJECTIVES",
     "AMADObjective",
     "AttentionObjective",
     "HiddenObjective",

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.objectives.base import IGNORE_INDEX, Objective, Role, Seen
+from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Role, Seen
 
 
+@OBJECTIVES.register("supervised_attention")
 class SupervisedAttentionObjective(Objective):
     """Negative log of the attention that falls on the places a token's label names, mean over tokens and heads.
 

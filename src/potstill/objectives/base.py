@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,19 +11,34 @@ from torch import nn
 
 from potstill.align.masks import token_mask
 from potstill.errors import RecipeError
+from potstill.registry import Registry
 from potstill.taps import Signal, Tap
 
 IGNORE_INDEX = -100
+TEACHER = "teacher"
+"""What the recipe's own teacher is called where there are several."""
 Role = Literal["task", "prediction", "hidden"]
 
 
 @dataclass
 class Seen:
-    """What one step shows an objective: the batch, the student's signal and, with a teacher, the teacher's."""
+    """What one step shows an objective.
+
+    Attributes:
+        batch: What the collator made.
+        student: The student's signal; None in a survey, which looks at the teacher alone.
+        teacher: The signal of the objective's teacher (the first of ``Objective.of``), or None.
+        teachers: The signals of all its teachers by name.
+        progress: Share of the training that is done, in [0, 1): for schedules.
+        epoch: Passes over the training set that are done, with a fraction.
+    """
 
     batch: Mapping[str, Any]
-    student: Signal
+    student: Signal | None
     teacher: Signal | None = None
+    teachers: Mapping[str, Signal] = field(default_factory=dict)
+    progress: float = 0.0
+    epoch: float = 0.0
 
 
 def is_tap(name: str) -> bool:
@@ -59,6 +74,10 @@ def refuse_unknown_classes(targets: torch.Tensor, classes: int, where: str) -> N
         )
 
 
+OBJECTIVES: Registry[type[Objective]] = Registry("loss")
+"""Objectives that a recipe names as its loss: ``cls(name, *, weight, <fields of the section>, <options>)``."""
+
+
 class Objective:
     """One weighted term of the training loss.
 
@@ -76,6 +95,10 @@ class Objective:
             it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
         against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
             if there are none, "task".
+        of: Names of the teachers it reads; each is asked for ``teacher_outputs`` and ``teacher_taps``.
+        learning_rate: Of its part; None = that of all parts.
+        surveys: True if it has to see the training set once before training: it then gets ``look`` for every batch, and
+            ``finish``. What it learns there belongs in buffers of its part, so that it is in every checkpoint.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
@@ -89,6 +112,9 @@ class Objective:
     teacher_taps: tuple[str, ...] = ()
     needs_labels = False
     on: str | None = None
+    of: tuple[str, ...] = (TEACHER,)
+    learning_rate: float | None = None
+    surveys = False
 
     def __init__(
         self,
@@ -104,9 +130,26 @@ class Objective:
         self.name, self.weight, self.module = name, float(weight), module
         self.alpha, self.against = alpha, tuple(against)
 
+    @property
+    def reads_teacher(self) -> bool:
+        """True if it compares with a teacher."""
+        return bool(self.teacher_outputs or self.teacher_taps)
+
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module | None:
-        """Return the trainable helper this objective needs, made to fit the probed shapes, or None."""
+        """Return the trainable helper this objective needs, made to fit the probed shapes, or None.
+
+        ``teacher`` is the signal of its first teacher.
+        """
         return None
+
+    def look(self, seen: Seen, part: nn.Module | None) -> None:
+        """Take in one batch of the survey: without augmentation where the data can, with the teachers' signals only."""
+
+    def finish(self, part: nn.Module | None) -> None:
+        """Draw the conclusions of the survey."""
+
+    def before_step(self, student: nn.Module, part: nn.Module | None) -> None:
+        """Put something right in place before the first forward pass of an optimiser step; no graph is kept."""
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Return how many units of the batch count, a scalar tensor."""
@@ -125,6 +168,7 @@ class Objective:
             "weight": self.weight,
             "alpha": self.alpha,
             "module": self.module,
+            **({"teachers": list(self.of)} if self.of != (TEACHER,) else {}),
             "on": self.on or ", ".join(self.student_outputs) or None,
         }
 

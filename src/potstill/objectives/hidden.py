@@ -14,6 +14,7 @@ from potstill.errors import RecipeError
 from potstill.losses import module_hidden_loss
 from potstill.objectives.base import (
     IGNORE_INDEX,
+    OBJECTIVES,
     Objective,
     Role,
     Seen,
@@ -102,6 +103,7 @@ class HiddenObjective(Objective):
         return module_hidden_loss(student, teacher, None, mask) * self.where.count(seen.batch)
 
 
+@OBJECTIVES.register("readout")
 class ReadoutObjective(Objective):
     """Cross-entropy of a linear read-out of hidden states with dense labels: a way to warm up a module.
 

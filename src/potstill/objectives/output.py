@@ -13,6 +13,7 @@ from torch import nn
 from potstill.errors import RecipeError
 from potstill.objectives.base import (
     IGNORE_INDEX,
+    OBJECTIVES,
     Objective,
     Role,
     Seen,
@@ -98,6 +99,7 @@ class OutputObjective(Objective):
         return {**batch, **{k: batch[k][:, 1:] for k in keys}}
 
 
+@OBJECTIVES.register("cross_entropy")
 class LabelObjective(Objective):
     """Cross-entropy of an output with the labels of the batch; positions labelled -100 do not count.
 
@@ -148,6 +150,7 @@ class LabelObjective(Objective):
         return batch[self.labels][:, 1:] if self.shift else batch[self.labels]
 
 
+@OBJECTIVES.register("model_loss")
 class ModelLossObjective(Objective):
     """The model's own ``loss`` (contrastive + captioning for CoCa), for any model that computes one from labels.
 

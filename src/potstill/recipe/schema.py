@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from potstill.errors import RecipeError
 from potstill.recipe.check import check
 
+TEACHER = "teacher"
+STUDENT = "student"
+
 
 class Section(BaseModel):
     """A mapping of the recipe whose unknown keys are errors."""
@@ -34,7 +37,9 @@ class OpenSection(Section):
 class TeacherSection(Section):
     """Which model teaches."""
 
-    model: str = Field(description="Packaged name, folder, or hub name.")
+    model: str = Field(
+        description='Packaged name, folder, or hub name; "student" = a frozen copy of the student as the stage begins.'
+    )
     revision: str | None = Field(None, description="Hub revision.")
     sha256: str | None = Field(None, description="Expected hash of the weights file; refused if it differs.")
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision the teacher runs in.")
@@ -71,7 +76,7 @@ class ObjectiveSection(OpenSection):
     """One term of the loss, with the options of its loss."""
 
     loss: str = Field(
-        description='A loss by name, "cross_entropy", "model_loss", "hidden", "readout" or "supervised_attention".'
+        description='A loss or objective by name: kd_kl, hidden, "cross_entropy", "model_loss", "readout", ...'
     )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
@@ -86,6 +91,13 @@ class ObjectiveSection(OpenSection):
         None, description="Output of the student, dotted: logits, task_logits.vqa; or a tap: text_decoder.cls@output."
     )
     teacher_on: str | None = Field(None, description="Output or tap of the teacher, if it has another name.")
+    teacher: str | None = Field(None, description="Which of several teachers; null = the recipe's teacher.")
+    teachers: list[str] | None = Field(
+        None, min_length=1, description="Several teachers by name, for an objective that reads them together."
+    )
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Learning rate of its trainable part; null = train.part_learning_rate."
+    )
     labels: str | None = Field(None, description="Batch key of labels; positions with -100 do not count.")
     mask: str | None = Field(None, description="Batch key of a mask; zeros do not count.")
     shift: bool = Field(False, description="Compare position t with label t+1 (causal models).")
@@ -104,6 +116,12 @@ class ObjectiveSection(OpenSection):
         None, description="For attention maps: {from: [h, w], to: [h, w]}, the teacher's patch grid and the student's."
     )
     tap: str | None = Field(None, description='For "readout" and "supervised_attention": the tapped module.')
+
+
+class SelectionSection(OpenSection):
+    """Which samples of the training set the next epoch is made of, with the options of the policy."""
+
+    name: str = Field(description="A selection policy by name.")
 
 
 class PolicySection(OpenSection):
@@ -140,6 +158,9 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    survey_samples: int = Field(
+        4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."
+    )
     shard: bool = Field(False, description="Split student, parts and optimiser state over the processes (FSDP2).")
     workers: int = Field(0, ge=0, le=256, description="Processes that load data.")
     log_every: int = Field(20, ge=1)
@@ -174,6 +195,8 @@ class StageSection(Section):
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="Its name in logs, and of its folder of checkpoints.")
     teacher: TeacherSection | Literal["none"] | None = Field(None, description='"none" trains on labels.')
+    teachers: dict[str, TeacherSection] | None = None
+    selection: SelectionSection | Literal["none"] | None = None
     data: dict[str, Any] | None = None
     objectives: list[ObjectiveSection] | None = None
     policy: PolicySection | Literal["none"] | None = None
@@ -189,11 +212,15 @@ class Recipe(Section):
     name: str = Field("run", max_length=200)
     seed: int = Field(0, ge=0, lt=2**32)
     teacher: TeacherSection | None = Field(None, description="null = train on labels.")
+    teachers: dict[str, TeacherSection] = Field(
+        default_factory=dict, description="Further teachers by a name of yours, which objectives ask for by it."
+    )
     student: StudentSection = Field(default_factory=StudentSection)
     data: DataSection = Field(default_factory=DataSection)
     modules: dict[str, ModuleSection] | None = Field(None, description="null = those of the model's family.")
     objectives: list[ObjectiveSection] = Field(min_length=1)
     policy: PolicySection | None = Field(None, description="null = all objectives play always.")
+    selection: SelectionSection | None = Field(None, description="null = every epoch has all training samples.")
     inputs: list[str] | None = Field(
         None, description="Batch keys both models are given; null = those their forward names, without labels."
     )
@@ -207,6 +234,13 @@ class Recipe(Section):
     def _no_bool(cls, value: Any) -> Any:
         if isinstance(value, bool):  # which equals 1
             raise ValueError("is the number 1, not true or false")
+        return value
+
+    @field_validator("teachers")
+    @classmethod
+    def _not_the_main_one(cls, value: dict[str, TeacherSection]) -> dict[str, TeacherSection]:
+        if TEACHER in value:
+            raise ValueError(f'"{TEACHER}" is the name of the recipe\'s own teacher')
         return value
 
     @field_validator("stages")
@@ -229,7 +263,9 @@ class Recipe(Section):
             for key in ("objectives", "freeze", "inputs"):
                 if getattr(stage, key) is not None:
                     base[key] = stage.model_dump()[key]
-            for key in ("teacher", "policy"):
+            if stage.teachers is not None:
+                base["teachers"] = {name: one.model_dump() for name, one in stage.teachers.items()}
+            for key in ("teacher", "policy", "selection"):
                 value = getattr(stage, key)
                 if value is not None:
                     base[key] = None if value == "none" else value.model_dump()

@@ -14,7 +14,7 @@ from potstill.objectives.maps import KINDS, AttentionObjective
 from potstill.recipe.schema import EvaluateSection
 from potstill.run.build import build_modules
 from potstill.run.prepare import Prepared
-from potstill.taps import find_attention
+from potstill.taps import Tap, find_attention
 from potstill.taps.attention import attention_kinds
 
 SAMPLES, BATCH, SHOWN = 64, 16, 4
@@ -117,8 +117,8 @@ def _has(model: nn.Module, path: str, kind: str) -> bool:
 
 
 def _path(model: nn.Module, tap: str) -> str:
-    path, _, side = tap.partition("@")
+    parsed = Tap.parse(tap)
     try:
-        return find_attention(model, path, side.rpartition("_attention")[0] or None)
+        return find_attention(model, parsed.path, parsed.kind)
     except (PotstillError, AttributeError):
         return tap

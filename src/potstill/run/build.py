@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,16 @@ from torch import nn
 
 import potstill.data.files_source
 import potstill.data.scene_source  # noqa: F401 - both register a data source
-import potstill.losses as losses
-from potstill.align.projectors import PROJECTORS
+from potstill.data.selection import SELECTIONS, SelectionPolicy
 from potstill.data.sources import DATA, DataSource
-from potstill.errors import PotstillError, RecipeError, suggest
-from potstill.models.families import family_of
+from potstill.errors import PotstillError, RecipeError
 from potstill.models.load import load_model
 from potstill.models.pairing import DistilledModule, resolve_modules
-from potstill.objectives import (
-    HiddenObjective,
-    LabelObjective,
-    ModelLossObjective,
-    Objective,
-    OutputObjective,
-    ReadoutObjective,
-    SupervisedAttentionObjective,
-    Where,
-)
-from potstill.objectives.base import check_output, is_tap
 from potstill.policies import POLICIES, make_arms
 from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
-from potstill.recipe.schema import ObjectiveSection, PolicySection, TrainSection
-from potstill.run.check import LABEL_LOSSES
-from potstill.run.maps import attention_objectives, map_losses
+from potstill.recipe.schema import STUDENT, PolicySection, SelectionSection, TeacherSection, TrainSection
+from potstill.run.maps import map_losses
 from potstill.students import STUDENTS
 from potstill.students import build_student as make_student
 from potstill.taps import expand_paths
@@ -51,11 +38,16 @@ def build_source(recipe: Recipe) -> DataSource:
     return call_with_options(builder, section.options, "data", seed=recipe.seed)
 
 
-def build_teacher(recipe: Recipe) -> nn.Module | None:
-    """Load the teacher, or return None for a recipe without one."""
-    section = recipe.teacher
-    if section is None:
-        return None
+def build_teacher(section: TeacherSection, where: str, student: nn.Module | None = None) -> nn.Module:
+    """Load a teacher, or copy the student as it is now if the section says so."""
+    if section.model == STUDENT:
+        if student is None:
+            raise RecipeError(
+                "the student is made from the teacher, which is to be a copy of the student",
+                where=f"{where}.model",
+                hint='Let another stage come first, or use builder: "new" or "pretrained".',
+            )
+        return copy.deepcopy(student)
     try:
         return load_model(
             section.model,
@@ -64,11 +56,11 @@ def build_teacher(recipe: Recipe) -> nn.Module | None:
             dtype=DTYPES[section.dtype],
             allow_pickle=section.allow_pickle,
             allow_remote_code=section.allow_remote_code,
-            where="teacher.model",
+            where=f"{where}.model",
         )
     except PotstillError as error:
-        if not (error.where or "").startswith("teacher"):
-            error.where = "teacher.sha256" if error.where == "sha256" else f"teacher.model ({error.where})"
+        if not (error.where or "").startswith(where):
+            error.where = f"{where}.sha256" if error.where == "sha256" else f"{where}.model ({error.where})"
         raise
 
 
@@ -101,122 +93,6 @@ def build_modules(recipe: Recipe, student: nn.Module, teacher: nn.Module | None)
     return resolve_modules(student, teacher, spec, where="modules")
 
 
-def build_objectives(
-    recipe: Recipe,
-    student: nn.Module,
-    modules: Sequence[DistilledModule],
-    batch: Mapping[str, Any],
-    teacher: nn.Module | None = None,
-) -> dict[str, list[Objective]]:
-    """Return the terms of the loss by the recipe path of their section; "hidden" makes one for every module.
-
-    ``batch`` is any batch of the source: masks and labels that it lacks are refused here, and taps of modules that
-    student or teacher lacks.
-    """
-    built: dict[str, list[Objective]] = {}
-    for i, section in enumerate(recipe.objectives):
-        where = f"objectives[{i}]"
-        for field in ("labels", "mask"):
-            key = getattr(section, field)
-            if key is not None and key not in batch:
-                hint = suggest(key, [str(k) for k in batch])
-                raise RecipeError(f'the batch has no "{key}"', where=f"{where}.{field}", hint=hint)
-        if section.tap is not None:
-            expand_paths(student, [section.tap], where=f"{where}.tap", owner="student")
-        _check_outputs(section, student, teacher, where)
-        built[where] = _objectives_of(section, modules, student, teacher, where)
-        for objective in built[where] if section.weight == "auto" else ():
-            objective.alpha, objective.against = section.name or section.loss, tuple(section.against or ())
-    return built
-
-
-def _check_outputs(section: ObjectiveSection, student: nn.Module, teacher: nn.Module | None, where: str) -> None:
-    """Refuse taps that are none of one module that is there, and logits of models known to return none."""
-    of_teacher = section.teacher_on or section.on if section.loss not in LABEL_LOSSES else None
-    sides = (
-        (student, section.on, f"{where}.on", "student"),
-        (teacher, of_teacher, f"{where}.teacher_on" if section.teacher_on else f"{where}.on", "teacher"),
-    )
-    for model, name, place, owner in sides:
-        if model is None or name is None:
-            continue
-        if is_tap(name):
-            check_output(name, place)
-            expand_paths(model, [name], where=place, owner=owner)
-        elif name == "logits" and (family := family_of(model)) is not None and family.prediction is not None:
-            raise RecipeError(
-                f"{type(model).__name__} returns no logits",
-                where=place,
-                expected=f'a tap on them: "{family.prediction}"',
-            )
-
-
-def _objectives_of(
-    section: ObjectiveSection,
-    modules: Sequence[DistilledModule],
-    student: nn.Module,
-    teacher: nn.Module | None,
-    where: str,
-) -> list[Objective]:
-    factor = 1.0 if section.weight == "auto" else section.weight
-    weight = {"weight": factor}
-    if section.loss == "hidden":
-        return _hidden(section, modules, factor, where)
-    if section.loss in map_losses():
-        return attention_objectives(section, modules, student, teacher, factor, where)
-    if section.loss == "model_loss":
-        return [ModelLossObjective(section.name or "model_loss", **weight)]
-    if section.loss in ("readout", "supervised_attention"):
-        objective = ReadoutObjective if section.loss == "readout" else SupervisedAttentionObjective
-        given = (section.name or section.loss, section.tap, section.labels)
-        names = ("name", "tap", "labels")
-        return [call_with_options(objective, section.options, where, *given, given=names, **weight)]
-    name = section.name or section.on.partition("@")[0].rpartition(".")[2]
-    if section.loss == "cross_entropy":
-        given, names = (name, section.on, section.labels), ("name", "on", "labels")
-        fixed = {"shift": section.shift, **weight}
-        return [call_with_options(LabelObjective, section.options, where, *given, given=names, **fixed)]
-    return [
-        OutputObjective(
-            name,
-            getattr(losses, section.loss),
-            section.on,
-            teacher_on=section.teacher_on,
-            where=Where(mask=section.mask, labels=section.labels),
-            shift=section.shift,
-            options=section.options,
-            **weight,
-        )
-    ]
-
-
-def _hidden(
-    section: ObjectiveSection, modules: Sequence[DistilledModule], weight: float, where: str
-) -> list[Objective]:
-    known = [m.name for m in modules]
-    wanted = known if section.modules in (None, "all") else section.modules
-    for j, name in enumerate(wanted):
-        if name not in known:
-            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
-    kinds = ["auto", "none", *PROJECTORS]
-    if section.projector not in kinds:
-        hint = suggest(section.projector, kinds)
-        raise RecipeError(f'unknown projector "{section.projector}"', where=f"{where}.projector", hint=hint)
-    prefix = section.name or "hidden"
-    return [
-        HiddenObjective(
-            f"{prefix}.{m.name}",
-            m.pairs,
-            module=m.name,
-            where=Where(mask=m.mask, rows=m.rows),
-            projector=section.projector,
-            weight=weight,
-        )
-        for m in modules
-        if m.name in wanted
-    ]
-
-
 def build_policy(section: PolicySection | None, modules: Sequence[str], seed: int) -> Any | None:
     """Return the policy over the named modules, or None."""
     if section is None:
@@ -227,6 +103,15 @@ def build_policy(section: PolicySection | None, modules: Sequence[str], seed: in
         raise error.at("policy") from None
     policy_class = POLICIES.get(section.name, "policy.name")
     return call_with_options(policy_class, section.options, "policy", arms, given=("arms",), seed=seed)
+
+
+def build_selection(section: SelectionSection | None, seed: int) -> SelectionPolicy | None:
+    """Return the selection policy, or None; one that declares a seed gets the run's."""
+    if section is None:
+        return None
+    policy_class = SELECTIONS.get(section.name, "selection.name")
+    fixed = {"seed": seed} if "seed" in inspect.signature(policy_class).parameters else {}
+    return call_with_options(policy_class, section.options, "selection", **fixed)
 
 
 def build_arguments(
@@ -263,6 +148,7 @@ def build_arguments(
         save_strategy="steps",
         save_steps=train.checkpoint_every,
         keep_checkpoints=train.keep_checkpoints,
+        survey_samples=train.survey_samples,
         shard=train.shard,
         seed=seed,
         data_seed=seed,

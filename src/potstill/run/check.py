@@ -9,33 +9,33 @@ from typing import Any
 from torch import nn
 
 import potstill.losses as losses
+from potstill.data.selection import SELECTIONS
 from potstill.data.sources import DataSource
 from potstill.errors import PotstillError, RecipeError, suggest
+from potstill.objectives import OBJECTIVES
+from potstill.objectives.base import TEACHER
 from potstill.policies import POLICIES
 from potstill.recipe import Recipe
 from potstill.recipe.schema import ObjectiveSection
 from potstill.run.maps import map_losses
 from potstill.students import STUDENTS
 
-# Losses that are no function of two tensors, with the fields each needs.
-SPECIAL_LOSSES = {
-    "cross_entropy": ("on", "labels"),
-    "hidden": (),
-    "model_loss": (),
-    "readout": ("tap", "labels"),
-    "supervised_attention": ("tap", "labels"),
-}
-LABEL_LOSSES = ("cross_entropy", "model_loss", "readout", "supervised_attention")
-_SPECIAL_OPTIONS = {
-    "cross_entropy": ("label_smoothing",),
-    "readout": ("classes", "rows", "skip"),
-    "supervised_attention": ("grid", "skip", "supervised"),
-}
+FIELDS = (
+    *("on", "teacher_on", "labels", "mask", "shift", "modules", "projector", "attention", "layers", "pairs"),
+    *("resize", "tap"),
+)
+"""Fields of an objective's section that the objectives of ``OBJECTIVES`` may take by the same name."""
+_NOT_OPEN = ("name", "weight", "module", "alpha", "against")
 MAPS_FILLED_IN = (
     *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
     *("projection", "teacher_values"),  # a part of the objective; not tapped
 )
 _FILLED_IN = ("student", "teacher", "mask", "reduction", "target")
+
+
+def reads_teacher(loss: str) -> bool:
+    """Return whether a loss compares with a teacher."""
+    return loss not in OBJECTIVES or OBJECTIVES.get(loss).role != "task"
 
 
 def usable_losses() -> list[str]:
@@ -59,14 +59,11 @@ def check_names(recipe: Recipe) -> None:
     """
     for i, section in enumerate(recipe.objectives):
         _check_objective(section, f"objectives[{i}]")
-    if recipe.teacher is None:
-        for i, section in enumerate(recipe.objectives):
-            if section.loss not in LABEL_LOSSES:
-                raise RecipeError(
-                    f'"{section.loss}" compares with a teacher, but the recipe names none',
-                    where=f"objectives[{i}].loss",
-                    hint='Give teacher: {model: ...}, or train on labels: "cross_entropy", "model_loss".',
-                )
+        _check_teachers(section, recipe, f"objectives[{i}]")
+    if recipe.selection is not None:
+        policy = SELECTIONS.get(recipe.selection.name, "selection.name")
+        known = set(inspect.signature(policy).parameters) - {"seed"}
+        _check_options(recipe.selection.options, known, "selection")
     if recipe.policy is not None:
         policy = POLICIES.get(recipe.policy.name, "policy.name")
         known = set(inspect.signature(policy).parameters) - {"arms", "seed"}
@@ -88,30 +85,56 @@ def check_names(recipe: Recipe) -> None:
         )
 
 
+def _check_teachers(section: ObjectiveSection, recipe: Recipe, where: str) -> None:
+    if section.teacher is not None and section.teachers is not None:
+        raise RecipeError('is given beside "teacher"', where=f"{where}.teachers", hint="Give one of the two.")
+    named = section.teachers or ([section.teacher] if section.teacher is not None else [])
+    known = [*recipe.teachers, *([TEACHER] if recipe.teacher is not None else [])]
+    field = "teachers" if section.teachers else "teacher"
+    for name in named:
+        if not reads_teacher(section.loss):
+            raise RecipeError(f'"{section.loss}" trains on labels and reads no teacher', where=f"{where}.{field}")
+        if name not in known:
+            raise RecipeError(f'unknown teacher "{name}"', where=f"{where}.{field}", hint=suggest(name, known))
+    if len(set(named)) < len(named):
+        raise RecipeError("names a teacher twice", where=f"{where}.{field}")
+    if not named and recipe.teacher is None and reads_teacher(section.loss):
+        raise RecipeError(
+            f'"{section.loss}" compares with a teacher, but the recipe names none',
+            where=f"{where}.loss",
+            hint='Give teacher: {model: ...}, or train on labels: "cross_entropy", "model_loss".',
+        )
+
+
 def _check_objective(section: ObjectiveSection, where: str) -> None:
     name = section.loss
-    if name in SPECIAL_LOSSES:
-        needed, options = SPECIAL_LOSSES[name], set(_SPECIAL_OPTIONS.get(name, ()))
+    if name in OBJECTIVES:
+        parameters = inspect.signature(OBJECTIVES.get(name)).parameters
+        needed = [n for n, p in parameters.items() if p.default is p.empty and n not in _NOT_OPEN]
+        options = set(parameters) - set(FIELDS) - set(_NOT_OPEN)
+    elif name == "hidden":
+        needed, options = (), set()
     elif name in map_losses():
         needed = ()
         options = set(inspect.signature(getattr(losses, name)).parameters) - set(MAPS_FILLED_IN)
     else:
-        known = [*usable_losses(), *map_losses()]
+        known = [*usable_losses(), *map_losses(), *OBJECTIVES, "hidden"]
         if name not in known:
-            raise RecipeError(
-                f'unknown loss "{name}"', where=f"{where}.loss", hint=suggest(name, [*known, *SPECIAL_LOSSES])
-            )
+            raise RecipeError(f'unknown loss "{name}"', where=f"{where}.loss", hint=suggest(name, known))
         parameters = inspect.signature(getattr(losses, name)).parameters
         needed = ("on", "labels") if "target" in parameters else ("on",)
         options = set(parameters) - set(_FILLED_IN)
     for field in needed:
-        if getattr(section, field) is None:
+        if (getattr(section, field) if field in FIELDS else section.options.get(field)) is None:
             raise RecipeError(f'is missing: the loss "{name}" needs it', where=f"{where}.{field}")
+    for field in FIELDS if name in OBJECTIVES else ():
+        if field not in parameters and getattr(section, field) != type(section).model_fields[field].default:
+            raise RecipeError(f'the loss "{name}" does not take it', where=f"{where}.{field}")
     for key in section.options:
         if key not in options:
             hint = suggest(key, options | set(type(section).model_fields))
             raise RecipeError(f'the loss "{name}" has no such option', where=f"{where}.{key}", hint=hint)
-    if name not in SPECIAL_LOSSES:
+    if name not in OBJECTIVES and name != "hidden":
         parameters = inspect.signature(getattr(losses, name)).parameters
         for key in options:
             if parameters[key].default is inspect.Parameter.empty and key not in section.options:

@@ -77,7 +77,7 @@ def _carry_out(recipe: Recipe, folder: RunFolder, resume: bool, source: DataSour
             checkpoints,
             source=source,
             student=student,
-            teacher=teachers.get(stage),
+            teachers=teachers.get(stage),
             history=folder / "history.jsonl",
             stage=name if multiple else None,
             nonfinite=folder / "nonfinite" / name if multiple else folder / "nonfinite",

@@ -47,11 +47,7 @@ def attention_objectives(
                 path, kind = Tap.parse(text).path, Tap.parse(text).kind
                 find_attention(model, path, kind, where=f"{where}.pairs[{i}]")
         return [made]
-    known = [m.name for m in modules]
-    wanted = known if section.modules in (None, "all") else section.modules
-    for j, name in enumerate(wanted):
-        if name not in known:
-            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    chosen = chosen_modules(section, modules, where)
     pairs = {
         m.name: [
             (s, t, kind)
@@ -59,15 +55,14 @@ def attention_objectives(
             for kind in section.attention or KINDS
             if kind in attention_kinds(student, s) and kind in attention_kinds(teacher, t)
         ]
-        for m in modules
-        if m.name in wanted
+        for m in chosen
     }
     number = sum(map(len, pairs.values()))
     if not number:
         raise RecipeError(
             "the last layers of these modules have no such attention in both models",
             where=f"{where}.attention" if section.attention else f"{where}.modules",
-            got=", ".join(wanted),
+            got=", ".join(pairs),
             hint="Give pairs: [[student layer, teacher layer, self]].",
         )
     return [
@@ -82,9 +77,19 @@ def attention_objectives(
             weight=weight * len(pairs[m.name]) / number,
             **shared,
         )
-        for m in modules
-        if pairs.get(m.name)
+        for m in chosen
+        if pairs[m.name]
     ]
+
+
+def chosen_modules(section: ObjectiveSection, modules: Sequence[DistilledModule], where: str) -> list[DistilledModule]:
+    """Return the modules that an objective of a recipe names, in the order of the model; all if it names none."""
+    known = [m.name for m in modules]
+    wanted = known if section.modules in (None, "all") else section.modules
+    for j, name in enumerate(wanted):
+        if name not in known:
+            raise RecipeError(f'unknown module "{name}"', where=f"{where}.modules[{j}]", hint=suggest(name, known))
+    return [m for m in modules if m.name in wanted]
 
 
 def _placed(where: str, name: str, *args: Any, **options: Any) -> AttentionObjective:

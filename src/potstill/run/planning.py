@@ -10,6 +10,7 @@ from torch import nn
 from potstill.data.sources import DataSource
 from potstill.models.pairing import DistilledModule
 from potstill.objectives import HiddenObjective
+from potstill.objectives.base import TEACHER
 from potstill.recipe import Recipe
 from potstill.train import DistillationTrainer
 
@@ -18,7 +19,7 @@ def make_plan(
     recipe: Recipe,
     source: DataSource,
     student: nn.Module,
-    teacher: nn.Module | None,
+    teachers: Mapping[str, nn.Module],
     modules: Sequence[DistilledModule],
     trainer: DistillationTrainer,
 ) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def make_plan(
         "version": 1,
         "name": recipe.name,
         "steps": recipe.train.steps,
-        "teacher": _describe(teacher, recipe.teacher.model if recipe.teacher else None),
+        "teacher": _describe(teachers.get(TEACHER), recipe.teacher.model if recipe.teacher else None),
+        "teachers": {name: _describe(teachers[name], section.model) for name, section in recipe.teachers.items()},
         "student": _describe(student, recipe.student.builder),
         "modules": rows,
         "objectives": [
@@ -68,6 +70,7 @@ def make_plan(
         "parts": [{"name": n, "parameters": _parameters(p)} for n, p in model.parts.items()],
         "untrained": trainer.untrained,
         "policy": policy,
+        "selection": recipe.selection.model_dump() if recipe.selection else None,
         "data": {"source": recipe.data.source, **source.describe()},
         "train": recipe.train.model_dump(),
     }

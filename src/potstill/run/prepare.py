@@ -17,20 +17,21 @@ from transformers import TrainerCallback
 from potstill.data.sources import DataSource
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective
-from potstill.objectives.base import is_tap
+from potstill.objectives.base import TEACHER, is_tap
 from potstill.recipe import Recipe, load_recipe
-from potstill.recipe.schema import DataSection
+from potstill.recipe.schema import STUDENT, DataSection, TeacherSection
 from potstill.run.build import (
     build_arguments,
     build_modules,
-    build_objectives,
     build_policy,
+    build_selection,
     build_source,
     build_student,
     build_teacher,
     freeze,
 )
 from potstill.run.check import check_fit, check_names, check_splits
+from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
 from potstill.teachers import LiveTeacher
 from potstill.train import DistillationTrainer, DistillModule
@@ -48,6 +49,7 @@ class Prepared:
         source: Its data.
         student: What is trained.
         teacher: The model that teaches, or None.
+        teachers: All models that teach by name, that one as "teacher".
         trainer: Ready to train.
         plan: What ``plan.json`` says.
     """
@@ -56,14 +58,15 @@ class Prepared:
     source: DataSource
     student: nn.Module
     teacher: nn.Module | None
+    teachers: dict[str, nn.Module]
     trainer: DistillationTrainer
     plan: dict[str, Any]
 
     def close(self) -> None:
         """Take all taps off student and teacher."""
         self.trainer.model.close()
-        if self.trainer.teacher is not None:
-            self.trainer.teacher.close()
+        for teacher in self.trainer.teachers.values():
+            teacher.close()
 
 
 def prepare(
@@ -73,6 +76,7 @@ def prepare(
     source: DataSource | None = None,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
     history: Path | None = None,
     stage: str | None = None,
     nonfinite: Path | None = None,
@@ -86,6 +90,7 @@ def prepare(
         source: The data; None = build what the recipe names.
         student: The student of the stage before; None = build it.
         teacher: The teacher, if it is loaded already.
+        teachers: Teachers that are loaded already, by name.
         history: File for the history.
         stage: Name of the stage in the history.
         nonfinite: Folder for batches whose terms or gradients are not finite.
@@ -103,14 +108,22 @@ def prepare(
         torch.use_deterministic_algorithms(True)
     source = build_source(recipe) if source is None else source
     check_splits(recipe, source)
-    teacher = None if recipe.teacher is None else (build_teacher(recipe) if teacher is None else teacher)
-    if teacher is not None:
-        check_fit(teacher, "teacher", source)
-    student = build_student(recipe, teacher, source) if student is None else student
+    loaded = dict(teachers or {}) | ({} if teacher is None else {TEACHER: teacher})
+    sections, models = teacher_sections(recipe), {}
+    for name, section in sections.items():
+        if section.model != STUDENT:
+            models[name] = loaded[name] if name in loaded else build_teacher(section, _place_of(name))
+    if student is None:
+        student = build_student(recipe, models.get(TEACHER), source)
+    for name, section in sections.items():
+        if section.model == STUDENT:
+            models[name] = build_teacher(section, _place_of(name), student)
+        check_fit(models[name], _place_of(name), source)
+    teacher = models.get(TEACHER)
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
     modules = build_modules(recipe, student, teacher)
-    by_section = build_objectives(recipe, student, modules, source.example(), teacher)
+    by_section = build_objectives(recipe, student, modules, source.example(), models)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -118,43 +131,55 @@ def prepare(
         if not hasattr(student, "gradient_checkpointing_enable"):
             raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    live = None
-    if teacher is not None:
-        live = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=recipe.inputs)
+    live = {
+        name: LiveTeacher(model, outputs=module.outputs_of(name), taps=module.taps_of(name), inputs=recipe.inputs)
+        for name, model in models.items()
+    }
     with _placed(recipe, by_section):
         trainer = DistillationTrainer(
             module,
             teacher=live,
             policy=policy,
+            selection=build_selection(recipe.selection, recipe.seed),
             args=build_arguments(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
             train_dataset=source.split("train"),
+            plain_dataset=source.plain_train(),
             data_collator=source.collator,
             history=history,
             stage=stage,
             nonfinite=nonfinite,
             callbacks=list(callbacks),
         )
-    plan = make_plan(recipe, source, student, teacher, modules, trainer)
-    return Prepared(recipe, source, student, teacher, trainer, plan)
+    plan = make_plan(recipe, source, student, models, modules, trainer)
+    return Prepared(recipe, source, student, teacher, models, trainer, plan)
+
+
+def teacher_sections(recipe: Recipe) -> dict[str, TeacherSection]:
+    """Return the sections of all teachers by name, that of the recipe's own as "teacher"."""
+    return ({} if recipe.teacher is None else {TEACHER: recipe.teacher}) | recipe.teachers
+
+
+def _place_of(teacher: str) -> str:
+    return TEACHER if teacher == TEACHER else f"teachers.{teacher}"
 
 
 class Teachers:
-    """Keeps the last teacher, so that stages with the same one load it once."""
+    """Keeps the teachers of the last stage, so that stages with the same ones load them once."""
 
     def __init__(self):
-        self._section: Any = None
-        self._model: nn.Module | None = None
+        self._kept: dict[str, tuple[TeacherSection, nn.Module]] = {}
 
-    def get(self, recipe: Recipe) -> nn.Module | None:
-        """Return the teacher if it is the one kept, else None: it has to be loaded."""
-        return self._model if self._model is not None and recipe.teacher == self._section else None
+    def get(self, recipe: Recipe) -> dict[str, nn.Module]:
+        """Return by name those of a stage's teachers that are kept; the others have to be loaded."""
+        kept = {name: self._kept.get(name, (None, None)) for name in teacher_sections(recipe)}
+        return {name: kept[name][1] for name, section in teacher_sections(recipe).items() if kept[name][0] == section}
 
     def keep(self, built: Prepared) -> None:
-        """Keep the teacher of a stage."""
-        if built.teacher is not None:
-            self._section, self._model = built.recipe.teacher, built.teacher
+        """Keep the teachers of a stage; a copy of the student is one of that stage alone."""
+        sections = teacher_sections(built.recipe)
+        self._kept = {n: (s, built.teachers[n]) for n, s in sections.items() if s.model != STUDENT}
 
 
 def plan(
@@ -175,7 +200,7 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="potstill-plan-") as folder:
         for name, stage in with_source(load_recipe(recipe, overrides), source).staged():
             built = prepare(
-                stage, Path(folder), source=source, student=student, teacher=teachers.get(stage), stage=name
+                stage, Path(folder), source=source, student=student, teachers=teachers.get(stage), stage=name
             )
             built.close()
             student = built.student

@@ -10,13 +10,15 @@ from torch import nn
 
 
 def model_inputs(
-    model: nn.Module, keys: Iterable[str] | None = None, *, labels: bool = False
+    model: nn.Module, keys: Iterable[str] | None = None, *, labels: bool = False, own: str = ""
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Return a function that picks from a batch what ``model.forward`` takes.
 
     By default these are the entries that ``forward`` names, without labels: distillation does not need the model's own
     loss, and computing it would be wasted work. Encoder-decoders get ``labels``, because they derive their decoder
-    input from them. ``keys`` sets the list by hand; ``labels=True`` passes every label entry.
+    input from them. ``keys`` sets the list by hand; ``labels=True`` passes every label entry. An entry whose name
+    begins with ``own`` ("teacher_") is given in place of the one it is named after: pictures of another size, texts cut
+    by another tokenizer.
     """
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -24,6 +26,8 @@ def model_inputs(
     needs_labels = labels or getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
     def pick(batch: Mapping[str, Any]) -> dict[str, Any]:
+        if own:
+            batch = {**batch, **{k[len(own) :]: v for k, v in batch.items() if k.startswith(own)}}
         if by_hand is not None:
             return {k: v for k, v in batch.items() if k in by_hand}
         return {

@@ -39,7 +39,7 @@ class LiveTeacher:
         self.model = model.requires_grad_(False).eval()
         self.outputs = list(outputs)
         self._taps = Taps(model, taps, where="teacher taps")
-        self._inputs = model_inputs(model, inputs)
+        self._inputs = model_inputs(model, inputs, own="teacher_")
 
     @property
     def taps(self) -> list[str]:
@@ -56,7 +56,8 @@ class LiveTeacher:
         """Run the model on one batch.
 
         Args:
-            batch: The batch; keys the model does not take are left out.
+            batch: The batch; keys the model does not take are left out. A key ``teacher_<key>`` goes to it in place of
+                ``<key>``.
             taps: Taps wanted this time; ``None`` = all.
         """
         # eval() walks all modules and sets each, every step; looking is enough, and somebody may have called train().

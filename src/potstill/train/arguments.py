@@ -38,6 +38,9 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Scale the modules in an arm so that every arm carries the same total hidden weight."},
     )
     part_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of parts; None = same."})
+    survey_samples: int = field(
+        default=4096, metadata={"help": "Samples of a generated training set that a survey looks at."}
+    )
     shard: bool = field(
         default=False, metadata={"help": "Split student, parts and optimiser state over the processes (FSDP2)."}
     )

@@ -13,9 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective, Seen
+from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
 from potstill.train.auto_weight import AutoWeights
+
+Signals = Signal | Mapping[str, Signal] | None
+"""Of the teacher, of several by name, or of none."""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class DistillModule(nn.Module):
         self._blank: list[nn.Module] = []  # in a list, so that it is no child
         self._keep_resting = True  # whether a resting module has parameters that nothing else reaches
         self.objectives = list(objectives)
+        self.progress = 0.0  # share of the training that is done; whoever trains sets both before a step
+        self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self._inputs = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
@@ -75,14 +81,27 @@ class DistillModule(nn.Module):
         return list(dict.fromkeys(o.module for o in self.objectives if o.module is not None))
 
     @property
+    def teacher_names(self) -> list[str]:
+        """Names of all teachers that objectives read."""
+        return list(dict.fromkeys(name for o in self.objectives if o.reads_teacher for name in o.of))
+
+    @property
     def teacher_outputs(self) -> list[str]:
-        """Outputs a teacher has to return."""
-        return list(dict.fromkeys(n for o in self.objectives for n in o.teacher_outputs))
+        """Outputs the teacher has to return."""
+        return self.outputs_of(TEACHER)
 
     @property
     def teacher_taps(self) -> list[str]:
         """What to look at inside the teacher."""
-        return list(dict.fromkeys(n for o in self.objectives for n in o.teacher_taps))
+        return self.taps_of(TEACHER)
+
+    def outputs_of(self, teacher: str) -> list[str]:
+        """Outputs that one of several teachers has to return."""
+        return list(dict.fromkeys(n for o in self.objectives if teacher in o.of for n in o.teacher_outputs))
+
+    def taps_of(self, teacher: str) -> list[str]:
+        """What to look at inside one of several teachers."""
+        return list(dict.fromkeys(t for o in self.objectives if teacher in o.of for t in o.teacher_taps))
 
     def active(self, weights: Mapping[str, float] | None = None) -> list[tuple[Objective, float]]:
         """Return the objectives that play under these module weights, each with its weight in the loss."""
@@ -93,9 +112,13 @@ class DistillModule(nn.Module):
                 chosen.append((objective, objective.weight * gate))
         return chosen
 
-    def teacher_taps_for(self, weights: Mapping[str, float] | None = None) -> list[str]:
-        """Return only the teacher taps that the active objectives read."""
-        return list(dict.fromkeys(t for o, _ in self.active(weights) for t in o.teacher_taps))
+    def teachers_for(self, weights: Mapping[str, float] | None = None) -> list[str]:
+        """Return the names of the teachers that the active objectives read; the others need not be run."""
+        return list(dict.fromkeys(name for o, _ in self.active(weights) if o.reads_teacher for name in o.of))
+
+    def teacher_taps_for(self, weights: Mapping[str, float] | None = None, teacher: str = TEACHER) -> list[str]:
+        """Return only the taps of a teacher that the active objectives read."""
+        return list(dict.fromkeys(t for o, _ in self.active(weights) if teacher in o.of for t in o.teacher_taps))
 
     def observe(self, batch: Mapping[str, Any], objectives: Iterable[Objective] | None = None) -> Signal:
         """Run the student once and return what the objectives read."""
@@ -125,8 +148,9 @@ class DistillModule(nn.Module):
         self._blank = [student]
 
     @torch.no_grad()
-    def build_parts(self, batch: Mapping[str, Any], signal: Signal | None, *, seed: int = 0) -> None:
+    def build_parts(self, batch: Mapping[str, Any], signal: Signals, *, seed: int = 0) -> None:
         """Probe the student's shapes on one batch and create the parts, seeded apart from the global generator."""
+        signals = _by_name(signal)
         was_training = self.student.training
         self.student.eval()
         student = self.observe(batch)
@@ -137,12 +161,32 @@ class DistillModule(nn.Module):
             torch.manual_seed(seed)
             for objective in self.objectives:
                 with _placed_at(objective):
-                    part = objective.build_part(student, signal)
+                    part = objective.build_part(student, signals.get(objective.of[0]))
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
         self.alphas.build(example.device)
 
-    def rehearse(self, batch: Mapping[str, Any], signal: Signal | None) -> tuple[dict[str, float], list[str]]:
+    @torch.no_grad()
+    def survey(self, batches: Iterable[tuple[Mapping[str, Any], Signals]]) -> None:
+        """Show the training set once to the objectives that ask for it, the student left alone."""
+        objectives = [o for o in self.objectives if o.surveys]
+        for batch, signal in batches:
+            signals = _by_name(signal)
+            for objective in objectives:
+                with _placed_at(objective):
+                    objective.look(self._seen(batch, None, signals, objective), self.part_of(objective))
+        for objective in objectives:
+            with _placed_at(objective):
+                objective.finish(self.part_of(objective))
+
+    @torch.no_grad()
+    def before_step(self, progress: float, epoch: float) -> None:
+        """Say how far the training is, and let objectives put things right before an optimiser step."""
+        self.progress, self.epoch = progress, epoch
+        for objective in self.objectives:
+            objective.before_step(self.student, self.part_of(objective))
+
+    def rehearse(self, batch: Mapping[str, Any], signal: Signals) -> tuple[dict[str, float], list[str]]:
         """Go through one step without taking it, and freeze the student's parameters that no objective reaches.
 
         They would only suffer weight decay, and DDP would wait for their gradients for ever.
@@ -162,7 +206,7 @@ class DistillModule(nn.Module):
         self.alphas.begin(values)
         return values, names
 
-    def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signal | None) -> bool:
+    def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signals) -> bool:
         """Return whether some parameters of the student have a gradient only while a certain module plays."""
         if all(o.module is None for o in self.objectives):
             return False
@@ -174,6 +218,14 @@ class DistillModule(nn.Module):
         found = any(p.requires_grad and p.grad is None for p in self.student.parameters())
         self.zero_grad(set_to_none=True)
         return found
+
+    def part_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Yield the parameters of parts that have a learning rate of their own, with it."""
+        for objective in self.objectives:
+            part = self.part_of(objective)
+            if part is not None and objective.learning_rate is not None:
+                for parameter in part.parameters():
+                    yield parameter, objective.learning_rate
 
     def weight_of(self, objective: Objective) -> float:
         """Return the factor of an objective in the loss, its automatic part included."""
@@ -192,7 +244,7 @@ class DistillModule(nn.Module):
     def forward(
         self,
         batch: Mapping[str, Any],
-        signal: Signal | None = None,
+        signal: Signals = None,
         weights: Mapping[str, float] | None = None,
         counts: Mapping[str, torch.Tensor] | None = None,
     ) -> DistillOutput:
@@ -200,7 +252,8 @@ class DistillModule(nn.Module):
 
         Args:
             batch: What the collator made.
-            signal: The teacher's signal for this batch; may be None if no objective reads one.
+            signal: The teacher's signal for this batch, or those of several teachers by name; may be None if no
+                objective reads one.
             weights: Module -> factor, from a policy; a module left out is off, None = all on.
             counts: Objective -> units to divide by (of the whole accumulation window and all ranks); None = of this
                 batch.
@@ -212,11 +265,10 @@ class DistillModule(nn.Module):
         playing = [o for o, _ in active]
         resting = [o for o in self.objectives if o.weight and o not in playing] if self._keep_resting else []
         student = self.observe(batch, [*playing, *resting])
-        seen = Seen(batch, student, signal)
+        signals = _by_name(signal)
         output = DistillOutput(self._anchor(playing, resting, student))
         for objective, weight in active:
-            if signal is None and (objective.teacher_outputs or objective.teacher_taps):
-                raise InputError("needs a teacher", where=objective.name, hint="Pass the teacher's signal.")
+            seen = self._seen(batch, student, signals, objective)
             with _placed_at(objective):
                 total = objective.total(seen, self.part_of(objective))
                 here = objective.count(batch)
@@ -227,6 +279,22 @@ class DistillModule(nn.Module):
                 weight = weight * alpha.to(total.dtype)
             output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
         return output
+
+    def total_of(self, objective: Objective, batch: Mapping[str, Any], signal: Signals) -> torch.Tensor:
+        """Compute one objective by itself, with a forward pass of its own."""
+        seen = self._seen(batch, self.observe(batch, [objective]), _by_name(signal), objective)
+        return objective.total(seen, self.part_of(objective))
+
+    def _seen(
+        self, batch: Mapping[str, Any], student: Signal | None, signals: Mapping[str, Signal], objective: Objective
+    ) -> Seen:
+        """Return what an objective is shown: of the teachers those it reads."""
+        own = {name: signals[name] for name in objective.of if name in signals}
+        if objective.reads_teacher and len(own) < len(objective.of):
+            missing = next(name for name in objective.of if name not in own)
+            what = "needs a teacher" if missing == TEACHER else f'needs the teacher "{missing}"'
+            raise InputError(what, where=objective.name, hint="Pass the teacher's signal.")
+        return Seen(batch, student, own.get(objective.of[0]), own, self.progress, self.epoch)
 
     def _anchor(self, playing: Sequence[Objective], resting: Sequence[Objective], student: Signal) -> torch.Tensor:
         """Return 0 with an edge to all that has no gradient now because its module rests.
@@ -246,6 +314,10 @@ class DistillModule(nn.Module):
             ]:
                 zero = zero + 0.0 * value.sum(dtype=torch.float32)
         return zero
+
+
+def _by_name(signal: Signals) -> Mapping[str, Signal]:
+    return {TEACHER: signal} if isinstance(signal, Signal) else signal or {}
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:

@@ -10,8 +10,7 @@ import torch
 
 from potstill.errors import NumericsError
 from potstill.policies import loss_decrement_reward
-from potstill.taps import Signal
-from potstill.train.module import DistillModule
+from potstill.train.module import DistillModule, Signals
 
 Yardstick = Literal["reference", "per_term", "prediction"]
 YARDSTICKS: tuple[Yardstick, ...] = ("reference", "per_term", "prediction")
@@ -24,10 +23,10 @@ class Probe:
 
     Args:
         batches: This rank's share of the probe set, on the device.
-        signals: The teacher's signal per batch, or None without a teacher.
+        signals: The signal of the teacher, or of several by name, per batch; None without a teacher.
     """
 
-    def __init__(self, batches: Sequence[Mapping[str, Any]], signals: Sequence[Signal | None]):
+    def __init__(self, batches: Sequence[Mapping[str, Any]], signals: Sequence[Signals]):
         self.batches, self.signals = list(batches), list(signals)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ Each override below says why it is there. They were written against transformers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_
 from transformers import PrinterCallback
 
+from potstill.data.selection import SelectionPolicy
 from potstill.errors import InputError, IntegrityError, RecipeError
-from potstill.objectives import Objective, Seen
+from potstill.objectives import Objective
+from potstill.objectives.base import TEACHER
+from potstill.taps import Signal
 from potstill.teachers import LiveTeacher
 from potstill.train.arguments import DistillationArguments
 from potstill.train.guard import Guard
@@ -28,6 +31,7 @@ from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.resumable import ResumableTrainer
 from potstill.train.rounds import Rounds
+from potstill.train.selecting import SelectBeforeEpoch, Selector
 from potstill.train.sharding import apart, gradient_norm, is_sharded, shard, whole_student
 from potstill.train.workers import start_worker
 
@@ -38,11 +42,13 @@ class DistillationTrainer(ResumableTrainer):
     Args:
         student: The model to train, or a ``DistillModule`` already built; one that is sharded already stays as it is.
         objectives: Terms of the loss (not with a ``DistillModule``).
-        teacher: A model or a ``LiveTeacher``; None = train on labels.
+        teacher: A model or a ``LiveTeacher``, or several by the names that objectives use; None = train on labels.
         policy: Chooses which module's objectives play; None = all, always.
+        selection: Chooses which samples of the training set the next epoch is made of; None = all.
         args: Settings.
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
             (seed, epoch).
+        plain_dataset: The same samples without augmentation, for surveys and for selection; None = ``train_dataset``.
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
         stage: Name written into the history, where several stages share a file.
@@ -61,10 +67,12 @@ class DistillationTrainer(ResumableTrainer):
         student: nn.Module,
         objectives: Sequence[Objective] | None = None,
         *,
-        teacher: nn.Module | LiveTeacher | None = None,
+        teacher: nn.Module | LiveTeacher | Mapping[str, nn.Module | LiveTeacher] | None = None,
         policy: Any | None = None,
+        selection: SelectionPolicy | None = None,
         args: DistillationArguments,
         train_dataset: Any,
+        plain_dataset: Any = None,
         data_collator: Any = None,
         history: Path | str | None = None,
         stage: str | None = None,
@@ -72,12 +80,13 @@ class DistillationTrainer(ResumableTrainer):
         **kwargs: Any,
     ):
         module = student if isinstance(student, DistillModule) else DistillModule(student, objectives or [])
-        if isinstance(teacher, nn.Module):
-            teacher = LiveTeacher(teacher, outputs=module.teacher_outputs, taps=module.teacher_taps)
-        if teacher is None and (module.teacher_outputs or module.teacher_taps):
-            raise RecipeError(
-                "the objectives compare with a teacher, but there is none", where="teacher", hint="Name a model."
-            )
+        self.teachers = live_teachers(teacher, module)
+        for name in module.teacher_names:
+            if name not in self.teachers:
+                what = "the objectives compare with a teacher, but there is none"
+                if name != TEACHER:
+                    what = f'an objective compares with the teacher "{name}", but there is none of that name'
+                raise RecipeError(what, where="teacher", hint="Name a model.")
         if len(train_dataset) < args.train_batch_size:
             raise RecipeError(
                 "the dataset is smaller than one batch",
@@ -85,10 +94,11 @@ class DistillationTrainer(ResumableTrainer):
                 expected=f"at least {args.train_batch_size} samples",
                 got=len(train_dataset),
             )
-        self.teacher, self.policy = teacher, policy
+        self.policy, self.selector = policy, None
+        self.plain_dataset = train_dataset if plain_dataset is None else plain_dataset
         self._check_arms(module)
-        if teacher is not None:
-            teacher.refuse_sharing(module.student)
+        for one in self.teachers.values():
+            one.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
         if args.n_gpu > 1:
@@ -120,9 +130,24 @@ class DistillationTrainer(ResumableTrainer):
             history=self.history,
             sum_over_ranks=self._sum_over_ranks,
         )
-        if teacher is not None:
-            teacher.to(args.device)
+        for one in self.teachers.values():
+            one.to(args.device)
+        if selection is not None:
+            self.selector = Selector(selection, self)
+            self.add_callback(SelectBeforeEpoch(self.selector))
         self._build_parts()
+
+    @property
+    def teacher(self) -> LiveTeacher | None:
+        """The teacher that objectives read unless they name another."""
+        return self.teachers.get(TEACHER)
+
+    def signals(self, batch: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> dict[str, Signal]:
+        """Run the teachers that objectives read under these module weights on one batch."""
+        return {
+            name: self.teachers[name].signal(batch, self.model.teacher_taps_for(weights, name))
+            for name in self.model.teachers_for(weights)
+        }
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -138,25 +163,46 @@ class DistillationTrainer(ResumableTrainer):
                     )
 
     def _build_parts(self) -> None:
-        rows = min(self.args.train_batch_size, len(self.train_dataset))
-        batch = self._prepare_inputs(self._collate(range(rows)))
-        signal = self.teacher.signal(batch) if self.teacher is not None else None
+        rows = range(min(self.args.train_batch_size, len(self.train_dataset)))
+        if self.selector is not None:
+            self.selector.begin(0)
+            rows = self.selector.order(0)[: len(rows)]
+        batch = self._prepare_inputs(self._collate(rows))
+        signal = {name: self.teachers[name].signal(batch) for name in self.model.teacher_names}
         if not is_sharded(self.model):
             self.model.build_parts(batch, signal, seed=self.args.seed)
+            self.model.survey(self._survey())
             if self.args.shard and self.args.world_size > 1:
                 shard(self.model)
         if is_sharded(self.model):
             # accelerate would wrap it in DDP; so it only adds autocast. The module reduces its gradients itself.
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
-        self.shapes = self.model.shapes, {k: list(v.shape) for k, v in signal.tapped.items()} if signal else {}
+        self.shapes = self.model.shapes, {k: list(v.shape) for s in signal.values() for k, v in s.tapped.items()}
+        self.model.before_step(0.0, 0.0)
         self.start, self.untrained = self.model.rehearse(batch, signal)
 
-    def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        indices = list(indices)
-        fetch = getattr(self.train_dataset, "__getitems__", None)
-        return self.data_collator(fetch(indices) if fetch else [self.train_dataset[i] for i in indices])
+    def _survey(self) -> Iterator[tuple[dict[str, Any], dict[str, Signal]]]:
+        """Yield the training set in order, with the signals of the teachers: on every rank the same."""
+        surveying = [o for o in self.model.objectives if o.surveys]
+        if not surveying:
+            return
+        rows, size = len(self.plain_dataset), self.args.train_batch_size
+        if getattr(self.plain_dataset, "is_generated", False):
+            rows = min(rows, self.args.survey_samples)
+        names = list(dict.fromkeys(name for o in surveying if o.reads_teacher for name in o.of))
+        for start in range(0, rows, size):
+            batch = self._prepare_inputs(self._collate(range(start, min(start + size, rows)), self.plain_dataset))
+            yield batch, {name: self.teachers[name].signal(batch) for name in names}
+
+    def _collate(self, indices: Sequence[int], dataset: Any = None) -> dict[str, Any]:
+        indices, dataset = list(indices), self.train_dataset if dataset is None else dataset
+        fetch = getattr(dataset, "__getitems__", None)
+        batch = self.data_collator(fetch(indices) if fetch else [dataset[i] for i in indices])
+        return batch if self.selector is None else self.selector.marked(batch)
 
     def _get_train_sampler(self, train_dataset=None):
+        if self.selector is not None and (train_dataset is None or train_dataset is self.train_dataset):
+            return self.selector.sampler
         # A generated sample is random by its index already; reading in order needs no permutation and resumes exactly.
         if getattr(train_dataset or self.train_dataset, "is_generated", False):
             return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
@@ -175,19 +221,19 @@ class DistillationTrainer(ResumableTrainer):
             module = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(module))
             sharded = is_sharded(module)
-            groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+            rates = {id(p): rate for p, rate in self.model.part_rates()}
+            groups: dict[tuple[float, bool, bool, bool], list[nn.Parameter]] = {}
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     # Scalars are not sharded, and an optimiser updates sharded and plain tensors apart.
-                    is_scalar = sharded and parameter.ndim == 0
-                    groups.setdefault((".parts." in f".{name}", name in decayed, is_scalar), []).append(parameter)
+                    is_scalar, is_part = sharded and parameter.ndim == 0, ".parts." in f".{name}"
+                    rate = rates.get(id(parameter), (self.args.part_learning_rate or 0.0) if is_part else 0.0)
+                    groups.setdefault((rate, is_part, name in decayed, is_scalar), []).append(parameter)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
             rows = []
-            for (is_part, is_decayed, _), parameters in sorted(groups.items()):
+            for (rate, _, is_decayed, _), parameters in sorted(groups.items(), key=lambda item: item[0]):
                 row = {"params": parameters, "weight_decay": self.args.weight_decay if is_decayed else 0.0}
-                if is_part and self.args.part_learning_rate is not None:
-                    row["lr"] = self.args.part_learning_rate
-                rows.append(row)
+                rows.append({**row, "lr": rate} if rate else row)
             self.optimizer = cls(rows, **options)
         return self.optimizer
 
@@ -201,7 +247,11 @@ class DistillationTrainer(ResumableTrainer):
                 break
         if not batches:
             return batches, None
-        self.guard.begin_step(self.state.global_step, batches)
+        if self.selector is not None:
+            batches = [self.selector.marked(batch) for batch in batches]
+        step, samples = self.state.global_step, max(len(self.train_dataset), 1)
+        self.model.before_step(step / max(self.state.max_steps, 1), step * self.rows_per_step / samples)
+        self.guard.begin_step(step, batches)
         if self.guard.skips:  # what a step that is dropped must leave as it was
             self._before = {name: list(kept) for name, kept in self._window.items()}, list(self._loss)
         if self.state.global_step == 0 and self.model.alphas.are_measured:
@@ -230,29 +280,22 @@ class DistillationTrainer(ResumableTrainer):
         self.model.eval()
         for batch in map(self._prepare_inputs, batches):
             with self.compute_loss_context_manager():
-                output = self.model(batch, self.teacher.signal(batch) if self.teacher is not None else None)
+                output = self.model(batch, self.signals(batch))
             for name, total in output.totals.items():
-                kept = self._step.setdefault(name, [0.0, 0.0])
-                kept[0] += total.item()
-                kept[1] += output.counts[name].item()
+                _add(self._step, name, total.item(), output.counts[name].item())
         self.model.train(was_training)
         self.model.alphas.begin(self._means_of_step())
 
     def _means_of_step(self) -> dict[str, float]:
         """Return the mean of every term over the whole window and all ranks, and forget them."""
-        names = [o.name for o in self.model.objectives]
-        sums = torch.tensor([self._step.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
-        rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
-        self._step = {}
-        return {name: total / count for name, (total, count) in zip(names, rows) if count}
+        step, self._step = self._of_all_ranks(self._step), {}
+        return {name: total / count for name, (total, count) in step.items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Ask the teacher, then call the wrapped module: its ``.module`` would skip the gradient reduction."""
         weights = self.weights
-        signal = None
-        if self.teacher is not None:
-            with self.accelerator.autocast():
-                signal = self.teacher.signal(inputs, self.model.teacher_taps_for(weights))
+        with self.accelerator.autocast():
+            signal = self.signals(inputs, weights)
         output = model(inputs, signal, weights, num_items_in_batch)
         names = list(output.totals)
         # One transfer from the device for all terms.
@@ -262,9 +305,7 @@ class DistillationTrainer(ResumableTrainer):
         self._loss[0] += loss
         for window in (self._window, self._step) if self.model.alphas.are_measured else (self._window,):
             for name, total, count in zip(names, values, values[len(names) :]):
-                kept = window.setdefault(name, [0.0, 0.0])
-                kept[0] += total
-                kept[1] += count
+                _add(window, name, total, count)
         # DDP averages gradients over ranks; the counts are those of all ranks, so the sum is wanted.
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
@@ -301,19 +342,15 @@ class DistillationTrainer(ResumableTrainer):
             return
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            signal = None
-            if self.teacher is not None:
-                signal = self.teacher.signal(inputs, self.model.teacher_taps_for(self.weights))
+            signal = self.signals(inputs, self.weights)
             for objective, _ in self.model.active(self.weights):
-                seen = Seen(inputs, self.model.observe(inputs, [objective]), signal)
-                yield inputs, objective, objective.total(seen, self.model.part_of(objective))
+                yield inputs, objective, self.model.total_of(objective, inputs, signal)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate the same objective as in training, with every module on."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            signal = self.teacher.signal(inputs) if self.teacher is not None else None
-            loss = model(inputs, signal).loss
+            loss = model(inputs, self.signals(inputs)).loss
         return loss.detach(), None, None
 
     @property
@@ -336,7 +373,7 @@ class DistillationTrainer(ResumableTrainer):
         ids = generator.choice(len(self.train_dataset), wanted, replace=False)
         mine = sorted(ids.tolist())[rank::ranks]
         batches = [self._prepare_inputs(self._collate(mine[i : i + size])) for i in range(0, len(mine), size)]
-        return Probe(batches, [self.teacher.signal(b) if self.teacher is not None else None for b in batches])
+        return Probe(batches, [self.signals(b) for b in batches])
 
     def whole_student(self) -> nn.Module:
         """Return the student as a plain model on every rank: gathered if it is sharded, else itself."""
@@ -376,9 +413,10 @@ class DistillationTrainer(ResumableTrainer):
         """Return the policy's rounds, what has not been logged yet (of all ranks together) and the guard's count."""
         return {
             "rounds": None if self.rounds is None else self.rounds.state_dict(),
-            "window": self._window_of_all_ranks(),
+            "window": self._of_all_ranks(self._window),
             "loss": [self._loss_of_all_ranks(), self._loss[1]],
             "skips_in_a_row": self.guard.in_a_row,
+            **({} if self.selector is None else {"selection": self.selector.state_dict()}),
         }
 
     def _begin(self, saved: dict[str, Any] | None, where: str) -> None:
@@ -392,6 +430,8 @@ class DistillationTrainer(ResumableTrainer):
             self.guard.in_a_row = saved["skips_in_a_row"]
             if self.rounds is not None:
                 self.rounds.load_state_dict(saved["rounds"])
+            if self.selector is not None:
+                self.selector.load_state_dict(saved["selection"])
         self.history.rewind(self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -400,7 +440,7 @@ class DistillationTrainer(ResumableTrainer):
             weights = {o.name: self.model.weight_of(o) for o in self.model.objectives}
             terms = {
                 name: {"value": total / max(count, 1.0), "weight": weights[name]}
-                for name, (total, count) in self._window_of_all_ranks().items()
+                for name, (total, count) in self._of_all_ranks(self._window).items()
             }
             self._window = {}
             # The Trainer (5.23) forgets on resuming what it has not logged, and counts skipped steps.
@@ -422,11 +462,28 @@ class DistillationTrainer(ResumableTrainer):
         # All logs are in the history; every checkpoint would hold them once more, and memory grow with the run.
         del self.state.log_history[:-1]
 
-    def _window_of_all_ranks(self) -> dict[str, list[float]]:
+    def _of_all_ranks(self, window: dict[str, list[float]]) -> dict[str, list[float]]:
         names = [o.name for o in self.model.objectives]
-        sums = torch.tensor([self._window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
+        sums = torch.tensor([window.get(n, [0.0, 0.0]) for n in names], dtype=torch.float64)
         rows = self._sum_over_ranks(sums.to(self.args.device)).tolist()
         return {name: row for name, row in zip(names, rows) if row[1]}
 
     def _loss_of_all_ranks(self) -> float:
         return self._sum_over_ranks(torch.tensor(self._loss[0], dtype=torch.float64, device=self.args.device)).item()
+
+
+def _add(window: dict[str, list[float]], name: str, total: float, count: float) -> None:
+    kept = window.setdefault(name, [0.0, 0.0])
+    kept[0] += total
+    kept[1] += count
+
+
+def live_teachers(teacher: Any, module: DistillModule) -> dict[str, LiveTeacher]:
+    """Return teachers by name, each ready to return what the objectives read of it."""
+    named = teacher if isinstance(teacher, Mapping) else {} if teacher is None else {TEACHER: teacher}
+    return {
+        name: LiveTeacher(model, outputs=module.outputs_of(name), taps=module.taps_of(name))
+        if isinstance(model, nn.Module)
+        else model
+        for name, model in named.items()
+    }

@@ -1,0 +1,206 @@
+"""Carries out a selection policy: asks the models about the training set before every epoch, and orders its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+
+from potstill.data.selection import Chosen, Pool, SelectionPolicy
+from potstill.errors import InputError, IntegrityError, RecipeError
+from potstill.taps import Taps, observe
+from potstill.taps.inputs import model_inputs
+
+if TYPE_CHECKING:
+    from potstill.train.trainer import DistillationTrainer
+
+SAMPLE = "sample_id"
+
+
+class Selector:
+    """The samples of the epoch under way, and what their batches hold of the choice.
+
+    Every rank asks its own models about the whole training set and takes the first rank's choice, which may differ in
+    the last bits. The choice is in every checkpoint: an epoch that is resumed in its middle goes on with it.
+
+    Args:
+        policy: Chooses.
+        trainer: Its models, data and ranks.
+    """
+
+    def __init__(self, policy: SelectionPolicy, trainer: DistillationTrainer):
+        self.policy, self.trainer = policy, trainer
+        self.size = len(trainer.plain_dataset)
+        self.length = policy.length(self.size)
+        if not trainer.args.train_batch_size <= self.length:
+            raise RecipeError(
+                "an epoch of selected samples is smaller than one batch",
+                where="selection",
+                expected=f"at least {trainer.args.train_batch_size}",
+                got=self.length,
+            )
+        self.epoch = self._told = -1
+        self.chosen: Chosen | None = None
+        self.sampler = _SelectedSampler(self)
+
+    def begin(self, epoch: int) -> None:
+        """Choose the samples of an epoch, unless that is done."""
+        if epoch == self.epoch:
+            return
+        trainer = self.trainer
+        asked: dict[str, torch.Tensor] = {}
+
+        def once(name: str, ask: Any) -> torch.Tensor:
+            if name not in asked:
+                asked[name] = ask()
+            return asked[name]
+
+        pool = Pool(
+            self.size,
+            student=lambda: once("student", lambda: self._outputs("student", None)),
+            teacher=lambda indices=None: (
+                once("teacher", lambda: self._outputs("teacher", None))
+                if indices is None
+                else self._outputs("teacher", indices)
+            ),
+            batch=lambda key: once(f"batch {key}", lambda: self._entries(key)),
+        )
+        chosen = self.policy.choose(pool, epoch)
+        if trainer.args.world_size > 1:
+            row = [chosen, self.policy.state_dict()]
+            dist.broadcast_object_list(row, 0)
+            chosen = row[0]
+            self.policy.load_state_dict(row[1])
+        self._check(chosen)
+        self.epoch, self.chosen = epoch, chosen
+
+    def tell(self) -> None:
+        """Write the choice of a new epoch into the history, once."""
+        if self._told != self.epoch:
+            self._told = self.epoch
+            event = {"event": "selection", "step": self.trainer.state.global_step, "epoch": self.epoch}
+            self.trainer.history.add({**event, "chosen": len(self.chosen.indices), **self.chosen.facts})
+
+    def order(self, epoch: int) -> list[int]:
+        """Return the sample numbers of the epoch: every pass over the chosen ones in an order of its own."""
+        generator = torch.Generator().manual_seed((self.trainer.args.seed * 1_000_003 + epoch) % 2**63)
+        rows: list[int] = []
+        while len(rows) < self.length:
+            order = torch.randperm(len(self.chosen.indices), generator=generator)
+            rows += self.chosen.indices[order].tolist()
+        return rows[: self.length]
+
+    def marked(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with what the choice says of its samples; 0 for samples that were not chosen."""
+        if not self.policy.keys:
+            return batch
+        if SAMPLE not in batch:
+            raise InputError(f'the batch has no "{SAMPLE}"', where="selection", hint="Let the collator give it.")
+        ids = batch[SAMPLE].cpu()
+        place = torch.full((self.size,), -1)
+        place[self.chosen.indices] = torch.arange(len(self.chosen.indices))
+        rows = place[ids]
+        found = {}
+        for key in self.policy.keys:
+            values = self.chosen.batch[key][rows.clamp_min(0)]
+            values[rows < 0] = 0
+            found[key] = values.to(batch[SAMPLE].device)
+        return {**batch, **found}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the choice and what the policy remembers, as plain data."""
+        values = {k: [str(v.dtype).removeprefix("torch."), v.tolist()] for k, v in self.chosen.batch.items()}
+        chosen = {"indices": self.chosen.indices.tolist(), "batch": values, "facts": dict(self.chosen.facts)}
+        return {"policy": self.policy.state_dict(), "epoch": self.epoch, "chosen": chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` returned."""
+        try:
+            row = state["chosen"]
+            batch = {k: torch.tensor(v, dtype=getattr(torch, kind)) for k, (kind, v) in row["batch"].items()}
+            chosen = Chosen(torch.tensor(row["indices"], dtype=torch.int64), batch, row["facts"])
+            epoch = int(state["epoch"])
+            self._check(chosen)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError("holds no state of a selection", where="selection") from error
+        self.policy.load_state_dict(state["policy"])
+        self.epoch = self._told = epoch
+        self.chosen = chosen
+
+    def _check(self, chosen: Chosen) -> None:
+        indices = chosen.indices
+        if not len(indices):
+            raise InputError("no sample was chosen", where="selection", got=dict(chosen.facts))
+        if indices.min() < 0 or indices.max() >= self.size or len(indices.unique()) < len(indices):
+            raise InputError("the choice names samples twice or that do not exist", where="selection")
+        for key in self.policy.keys:
+            if key not in chosen.batch or len(chosen.batch[key]) != len(indices):
+                raise InputError(f'the choice lacks "{key}" for each of its samples', where="selection")
+
+    def _batches(self, indices: torch.Tensor | None) -> Iterator[Mapping[str, Any]]:
+        trainer, size = self.trainer, 4 * self.trainer.args.train_batch_size
+        numbers = range(self.size) if indices is None else indices.tolist()
+        fetch = getattr(trainer.plain_dataset, "__getitems__", None)
+        for start in range(0, len(numbers), size):
+            rows = list(numbers[start : start + size])
+            samples = fetch(rows) if fetch else [trainer.plain_dataset[i] for i in rows]
+            yield trainer._prepare_inputs(trainer.data_collator(samples))
+
+    @torch.no_grad()
+    def _outputs(self, side: str, indices: torch.Tensor | None) -> torch.Tensor:
+        trainer = self.trainer
+        live = trainer.teacher
+        if side == "teacher" and live is None:
+            raise RecipeError("the selection asks the teacher, but there is none", where="teacher")
+        model = trainer.model.student if side == "student" else live.model
+        name = self.policy.on if side == "student" else self.policy.teacher_on or self.policy.on
+        taps = Taps(model, [name] if "@" in name else [], where="selection")
+        pick = model_inputs(model, own="" if side == "student" else "teacher_")
+        was_training, rows = model.training, []
+        model.eval()
+        try:
+            for batch in self._batches(indices):
+                with trainer.accelerator.autocast():
+                    signal = observe(model, pick(batch), taps, [] if "@" in name else [name], taps.paths)
+                value = signal.tapped[name] if "@" in name else signal.outputs[name]
+                rows.append(value.float().cpu())
+        finally:
+            taps.remove()
+            model.train(was_training)
+        return torch.cat(rows)
+
+    def _entries(self, key: str) -> torch.Tensor:
+        rows = []
+        for batch in self._batches(None):
+            if key not in batch:
+                raise InputError(f'the batch has no "{key}"', where="selection")
+            rows.append(batch[key].cpu())
+        return torch.cat(rows)
+
+
+class _SelectedSampler(Sampler[int]):
+    def __init__(self, selector: Selector):
+        self._selector = selector
+
+    def __len__(self) -> int:
+        return self._selector.length
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._selector.order(self._selector.epoch)
+
+
+class SelectBeforeEpoch(TrainerCallback):
+    """Lets the policy choose when an epoch begins: before its data loader starts workers or draws an index."""
+
+    def __init__(self, selector: Selector):
+        self._selector = selector
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Choose for the epoch that begins, or that is gone on with."""
+        steps = -(-len(train_dataloader) // args.gradient_accumulation_steps)
+        self._selector.begin(state.global_step // steps)
+        self._selector.tell()
