@@ -2,9 +2,12 @@
 
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
+from potstill.objectives.ensembles import MealV2DiscriminatorObjective, MealV2SimilarityObjective
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
+from potstill.objectives.mutual_information import MIAlphaObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
+from potstill.objectives.pseudo_classes import LELPObjective
 
 __all__ = [
     "IGNORE_INDEX",
@@ -12,7 +15,11 @@ __all__ = [
     "AMADObjective",
     "AttentionObjective",
     "HiddenObjective",
+    "LELPObjective",
     "LabelObjective",
+    "MIAlphaObjective",
+    "MealV2DiscriminatorObjective",
+    "MealV2SimilarityObjective",
     "ModelLossObjective",
     "Objective",
     "OutputObjective",
