@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.systems.auto_distiller import AutoDistiller, Recommendation, task_features
+    from potstill.systems.meal_v2 import MealV2Trainer
 
-__all__ = ["AutoDistiller", "Recommendation", "task_features"]
+__all__ = ["AutoDistiller", "MealV2Trainer", "Recommendation", "task_features"]
 
 _HOMES = {
     "AutoDistiller": "auto_distiller",
+    "MealV2Trainer": "meal_v2",
     "Recommendation": "auto_distiller",
     "task_features": "auto_distiller",
 }
