@@ -47,6 +47,7 @@ def test_recipes_are_valid(path):
     import potstill.losses
     import potstill.run
     from potstill.data.sources import DATA
+    from potstill.objectives import OBJECTIVES
     from potstill.policies import POLICIES
     from potstill.recipe import validate
     from potstill.recipe.load import read_yaml
@@ -60,8 +61,7 @@ def test_recipes_are_valid(path):
         assert recipe.student.builder in STUDENTS
         assert recipe.policy is None or recipe.policy.name in POLICIES
         for objective in recipe.objectives:
-            special = ("cross_entropy", "hidden", "model_loss", "readout")
-            assert objective.loss in (*potstill.losses.__all__, *special)
+            assert objective.loss in (*potstill.losses.__all__, *OBJECTIVES, "hidden")
 
 
 @pytest.mark.parametrize("path", having("bash"), ids=name_of)
