@@ -16,14 +16,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import potstill.data.digits_source
+import potstill.data.emoji_source
 import potstill.data.files_source
 import potstill.data.scene_source
 import potstill.losses
 from potstill.data.scenes import SceneDataset
+from potstill.data.selection import SELECTIONS
 from potstill.data.sources import DATA
+from potstill.objectives import OBJECTIVES
 from potstill.policies import POLICIES, Policy
 from potstill.recipe import Recipe
-from potstill.run.check import MAPS_FILLED_IN
+from potstill.run.check import FIELDS, MAPS_FILLED_IN, NOT_OPEN
 from potstill.students import STUDENTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -36,6 +40,7 @@ SECTIONS = {
     "ModuleSection": "modules.NAME",
     "ObjectiveSection": "objectives[i]",
     "PolicySection": "policy",
+    "SelectionSection": "selection",
     "TrainSection": "train",
     "EvaluateSection": "evaluate",
     "StageSection": "stages[i]",
@@ -73,6 +78,8 @@ MEANING = {
     "EvaluateSection.samples": "Samples drawn from the split.",
     "EvaluateSection.batch_size": "Samples per forward pass.",
     "StageSection.name": "Name in the history and the folders.",
+    "StageSection.teachers": "Replaces the recipe's.",
+    "StageSection.selection": 'Replaces the recipe\'s; "none" = all samples.',
     "StageSection.data": "Fields of data that differ.",
     "StageSection.objectives": "Replace the recipe's.",
     "StageSection.policy": 'Replaces the recipe\'s; "none" = no policy.',
@@ -171,7 +178,8 @@ def option_tables() -> list[str]:
         lines += _options(f'student: {{builder: "{name}"}}', STUDENTS.get(name), {"teacher", "data_fields"})
     lines += ["### Options of data sources", ""]
     for name in DATA:
-        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, SceneDataset)
+        more = SceneDataset if name == "scenes" else None
+        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, more)
     lines += ["### Options of policies", ""]
     common = _arguments(inspect.getdoc(Policy))
     lines += ["Every policy takes these:", ""]
@@ -196,13 +204,19 @@ def option_tables() -> list[str]:
             if p.name not in skipped
         ]
         lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
-    lines += [
-        "| `cross_entropy` | `label_smoothing: 0.0` |",
-        "| `readout` | `classes` (needed), `rows: null`, `skip: 0` |",
-        "| `supervised_attention` | `grid` (needed), `skip: 0`, `supervised: 1` |",
-        "| `hidden`, `model_loss` | none |",
-        "",
-    ]
+    for name in OBJECTIVES:
+        parameters = inspect.signature(OBJECTIVES.get(name)).parameters.values()
+        shown = [
+            f"`{p.name}` (needed)" if p.default is p.empty else f"`{p.name}: {_yaml(p.default)}`"
+            for p in parameters
+            if p.name not in (*FIELDS, *NOT_OPEN)
+        ]
+        lines.append(f"| `{name}` | {', '.join(shown) or 'none'} |")
+    lines += ["| `hidden` | none |", ""]
+    if list(SELECTIONS):
+        lines += ["### Options of selections", ""]
+    for name in SELECTIONS:
+        lines += _options(f'selection: {{name: "{name}"}}', SELECTIONS.get(name), {"seed"})
     return lines
 
 

@@ -25,7 +25,11 @@ def test_accuracy_and_kinds_are_counted_right_in_any_batching(toy, answers, batc
     # "where" asks samples 0, 2, 4 (one wrong), "what" 1, 3, 5 (one wrong).
     assert scores["vqa"]["kinds"] == pytest.approx({"what": 2 / 3, "where": 2 / 3})
     assert scores["vqa"]["stderr"] == pytest.approx(math.sqrt(4 / 6 * 2 / 6 / 6))
-    assert scores["entailment"] == {"accuracy": 1.0, "stderr": 0.0, "samples": 2, "kinds": {"colour": 1.0}}
+    claims = scores["entailment"]
+    assert {k: claims[k] for k in ("accuracy", "stderr", "samples", "macro_accuracy")} == {
+        **{"accuracy": 1.0, "stderr": 0.0, "samples": 2, "macro_accuracy": 1.0},
+    }
+    assert claims["kinds"] == {"colour": 1.0}
 
 
 def test_model_runs_in_eval_mode_and_every_submodule_gets_its_mode_back(toy, answers):
@@ -285,7 +289,46 @@ def test_a_plain_classifier_is_scored_from_its_only_logits():
         return {"x": torch.tensor([s[0] for s in samples]), "labels": torch.tensor([s[1] for s in samples])}
 
     scores = evaluate_tasks(model, data, collate)
-    assert scores == {"main": {"accuracy": 0.75, "stderr": pytest.approx(math.sqrt(0.75 * 0.25 / 4)), "samples": 4}}
+    sure = math.e / (math.e + 1)
+    assert scores == {
+        "main": {
+            "accuracy": 0.75,
+            "stderr": pytest.approx(math.sqrt(0.75 * 0.25 / 4)),
+            "samples": 4,
+            "macro_accuracy": pytest.approx((2 / 3 + 1) / 2),
+            "ece": pytest.approx(0.75 - sure),
+            "nll": pytest.approx(-math.log(sure) + 1 / 4),
+        }
+    }
+
+
+def test_more_than_five_classes_are_also_scored_by_the_five_highest():
+    class Ranked(nn.Module):
+        def forward(self, x):
+            return {"logits": x}
+
+    data = [(list(range(7)), label) for label in (6, 5, 2, 1, 0)]  # first, second, fifth, sixth, seventh
+
+    def collate(samples):
+        x = torch.tensor([s[0] for s in samples], dtype=torch.float32)
+        return {"x": x, "labels": torch.tensor([s[1] for s in samples])}
+
+    scores = evaluate_tasks(Ranked(), data, collate)["main"]
+    assert scores["top5_accuracy"] == pytest.approx(3 / 5)
+    assert scores["accuracy"] == scores["macro_accuracy"] == pytest.approx(1 / 5)
+
+
+def test_a_class_the_model_does_not_have_is_an_error_of_the_model_and_has_no_likelihood():
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"logits": x}
+
+    def collate(samples):
+        return {"x": torch.eye(2)[[s % 2 for s in samples]], "labels": torch.tensor(samples)}
+
+    scores = evaluate_tasks(Two(), [0, 1, 2, 3], collate)["main"]
+    assert scores["accuracy"] == 0.5
+    assert "nll" not in scores
 
 
 def test_labels_no_metric_knows_are_refused(toy, answers):

@@ -21,7 +21,11 @@ DATA = {
         "noto-Apache-2.0.txt",
         "twemoji-CC-BY-4.0.txt",
     ],
+    "data/digits/pack": ["pack.json", "digits.png"],
+    "data/digits/pack/licenses": ["mnist-MIT.txt"],
     "recipes": [
+        *("kd-digits.yaml", "kd-emoji.yaml", "kd-emoji-cnn.yaml"),
+        *("teach-digits.yaml", "teach-emoji-cnn.yaml", "teach-emoji-vit.yaml"),
         *("kd-blip-vqa.yaml", "kd-scenes.yaml", "optima-scenes.yaml"),
         *("teach-blip-caption.yaml", "teach-blip-vqa.yaml", "teach-scenes.yaml", "teach-vl-t5.yaml"),
     ],

@@ -110,6 +110,10 @@ def show_metrics(models: Mapping[str, Mapping[str, Any] | None], console: Consol
         cells = [((e.get("fidelity") or {}).get(task) or {}).get("agreement") for e in models.values()]
         if any(c is not None for c in cells):
             table.add_row(f"agrees on {task}", *("-" if c is None else f"{100 * c:.1f} %" for c in cells))
+    for split in dict.fromkeys(name for e in models.values() for name in e.get("splits") or ()):
+        for task in tasks:
+            found = [((e.get("splits") or {}).get(split) or {}).get("tasks", {}).get(task) for e in models.values()]
+            table.add_row(f"{task} on {split}", *map(_score, found))
     console.print(table)
 
 

@@ -2,8 +2,9 @@
 
 from potstill.evaluate.attention import MapPair, compare_attention
 from potstill.evaluate.attention_axes import attention_distance, head_similarity
+from potstill.evaluate.calibration import calibration_error
 from potstill.evaluate.cost import cost, weight_size
-from potstill.evaluate.fidelity import calibration_error, cka_table, fidelity
+from potstill.evaluate.fidelity import cka_table, fidelity
 from potstill.evaluate.measure import measure
 from potstill.evaluate.metrics import METRICS, Metric
 from potstill.evaluate.samples import sample_answers

@@ -21,12 +21,12 @@ from potstill.evaluate.batches import (
     rows_of,
     to_device,
 )
+from potstill.evaluate.calibration import Bins
 from potstill.evaluate.metrics import aligned, output_name
 from potstill.evaluate.predictions import outputs_of
 from potstill.taps import Taps, lookup, observe
 from potstill.taps.inputs import model_inputs
 
-BINS = 15
 POSITIONS = 64
 
 
@@ -99,22 +99,6 @@ def fidelity(
                 compared[task].add(logits_s, logits_t, labels)
     check_tasks(tasks, found)
     return {task: comparison.result() for task, comparison in compared.items() if comparison.n}
-
-
-def calibration_error(confidence: torch.Tensor, is_right: torch.Tensor, *, bins: int = BINS) -> float:
-    """Return the expected calibration error: mean over samples of |accuracy - confidence| of their bin.
-
-    Args:
-        confidence: Probability of the predicted class, ``[N]``, in [0, 1].
-        is_right: Whether it was the true one, bool ``[N]``.
-        bins: Number of bins of equal width.
-
-    Source:
-        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
-    """
-    counts = _Bins(bins)
-    counts.add(confidence, is_right)
-    return counts.error()
 
 
 def cka_table(
@@ -194,29 +178,12 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> to
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-class _Bins:
-    """Sums per confidence bin, so that nothing has to be kept per token."""
-
-    def __init__(self, bins: int = BINS):
-        self.counts, self.hits, self.mass = (torch.zeros(bins, dtype=torch.float64) for _ in range(3))
-
-    def add(self, confidence: torch.Tensor, is_right: torch.Tensor) -> None:
-        confidence = confidence.double().cpu()
-        index = (confidence * len(self.counts)).ceil().long().sub(1).clamp(0, len(self.counts) - 1)
-        self.counts.index_add_(0, index, torch.ones_like(confidence))
-        self.hits.index_add_(0, index, is_right.double().cpu())
-        self.mass.index_add_(0, index, confidence)
-
-    def error(self) -> float:
-        return float((self.hits - self.mass).abs().sum() / self.counts.sum().clamp_min(1))
-
-
 @dataclass
 class _Comparison:
     n: int = 0
     agreed: int = 0
-    bins_s: _Bins = field(default_factory=_Bins)
-    bins_t: _Bins = field(default_factory=_Bins)
+    bins_s: Bins = field(default_factory=Bins)
+    bins_t: Bins = field(default_factory=Bins)
     kl: float = 0.0
     kl_at: torch.Tensor | None = None  # [2, POSITIONS]: sums and counts
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from potstill.errors import InputError, ShapeError
 from potstill.evaluate.batches import IGNORED, field_of, label_text
+from potstill.evaluate.calibration import Bins
 from potstill.evaluate.statistics import proportion_error, ratio_error
 from potstill.registry import Registry
 from potstill.taps import lookup
@@ -92,11 +93,19 @@ def aligned(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> tup
 @METRICS.register("classification")
 @dataclass
 class Classification(Metric):
-    """Accuracy over all rows and per ``kind`` of sample."""
+    """Accuracy over all rows and per ``kind`` of sample.
+
+    ``macro_accuracy`` is the mean over the classes that occur; ``top5_accuracy``, for more than five classes, the share
+    of rows whose class is among the five highest scores; ``ece`` the expected calibration error; ``nll`` nats per row.
+    """
 
     hits: int = 0
     samples: int = 0
     kinds: dict[str, list[int]] = field(default_factory=dict)
+    in_top5: int | None = None
+    nll: float = 0.0
+    classes: dict[int, list[int]] = field(default_factory=dict)
+    bins: Bins = field(default_factory=Bins)
 
     def add(self, view: View) -> None:
         """Count one batch."""
@@ -105,7 +114,21 @@ class Classification(Metric):
             raise ShapeError(
                 "not one score per class", where=f"task {view.task}", expected="(B, C)", got=tuple(logits.shape)
             )
-        is_right = (logits.argmax(-1) == view.labels[view.rows]).tolist()
+        labels, chances = view.labels[view.rows], logits.float().softmax(-1)
+        top = chances.max(-1)
+        self.bins.add(top.values, top.indices == labels)
+        is_right = (top.indices == labels).tolist()
+        for label, right in zip(labels.tolist(), is_right):
+            count = self.classes.setdefault(label, [0, 0])
+            count[0] += right
+            count[1] += 1
+        if logits.shape[-1] > 5:
+            self.in_top5 = (self.in_top5 or 0) + int((logits.topk(5).indices == labels[:, None]).sum())
+        is_class = labels < logits.shape[-1]
+        if bool(is_class.all()):
+            self.nll += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
+        else:
+            self.nll = math.inf  # a class the model does not have
         for row, right in zip(view.rows.tolist(), is_right):
             kind = field_of(view.samples[row], "kind")
             if kind is not None:
@@ -116,9 +139,14 @@ class Classification(Metric):
         self.samples += len(is_right)
 
     def result(self) -> dict[str, Any]:
-        """Return accuracy, its standard error, the number of samples and the accuracy per kind."""
+        """Return accuracy and its standard error, the other scores, the number of samples, the accuracy per kind."""
         share = self.hits / self.samples
         scores = {"accuracy": share, "stderr": proportion_error(share, self.samples), "samples": self.samples}
+        scores["macro_accuracy"] = sum(hits / n for hits, n in self.classes.values()) / len(self.classes)
+        scores["top5_accuracy"] = None if self.in_top5 is None else self.in_top5 / self.samples
+        scores["ece"] = self.bins.error()
+        scores["nll"] = None if math.isinf(self.nll) else self.nll / self.samples
+        scores = {name: value for name, value in scores.items() if value is not None}
         kinds = {kind: hits / n for kind, (hits, n) in sorted(self.kinds.items())}
         return scores | ({"kinds": kinds} if kinds else {})
 

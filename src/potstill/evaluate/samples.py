@@ -82,11 +82,11 @@ def sample_answers(
 
 
 def png_uri(pixels: torch.Tensor) -> str:
-    """Return a picture ``[3, H, W]`` in [-1, 1] as a PNG data URI; small ones are doubled without blurring."""
+    """Return a picture ``[3, H, W]`` or ``[1, H, W]`` in [-1, 1] as a PNG data URI; small ones are doubled."""
     from PIL import Image
 
     array = ((pixels.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(array)
+    image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
     if max(image.size) < SMALL:
         image = image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
     file = io.BytesIO()

@@ -56,7 +56,7 @@ class StudentSection(OpenSection):
 class DataSection(OpenSection):
     """What is trained on: a source and its options."""
 
-    source: str = Field("scenes", description="scenes (embedded) or files (a table of your own).")
+    source: str = Field("scenes", description="scenes, emoji or digits (embedded), or files (a table of your own).")
 
 
 class ModuleSection(Section):
@@ -183,7 +183,7 @@ class EvaluateSection(Section):
     """What is measured at the end."""
 
     split: str = Field("test", description="Split of the data source.")
-    splits: list[str] = Field(default_factory=list, description="Further splits, on which only tasks are scored.")
+    splits: list[str] = Field(default_factory=list, description="Further splits, for task scores and fidelity.")
     samples: int = Field(1000, ge=1, description="Samples of each split.")
     batch_size: int = Field(128, ge=1)
     shown: int = Field(10, ge=0, description="Samples shown in the report.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from markupsafe import Markup
 
 from potstill.report.charts import Mark, bar, dot_chart
 from potstill.report.load import Run
-from potstill.report.schema import ModelMetrics, TaskScore
+from potstill.report.schema import ModelMetrics, SplitMetrics, TaskScore
 from potstill.report.text import (
     NONE,
     is_finite,
@@ -134,7 +135,7 @@ def kept(model: Model) -> list[tuple[str, float, float, float]]:
 
 
 def comparison(models: list[Model]) -> list[Group]:
-    """Return the main table: size and speed, the score of each task, fidelity to the teacher."""
+    """Return the main table: size and speed, the score of each task, fidelity to the teacher; then by further split."""
     sizes = [
         _cost_row(models, name, label, show)
         for name, label, show in COSTS
@@ -146,6 +147,10 @@ def comparison(models: list[Model]) -> list[Group]:
         Group("Score per task", scores),
         Group("Fidelity to the teacher", _fidelity_rows(models)),
     ]
+    for split in dict.fromkeys(name for model in models for name in model.metrics.splits):
+        seen = [_on_split(model, split) for model in models]
+        rows = [_score_row(seen, task) for task in task_names(seen)]
+        groups.append(Group(f"On the split {split}", [*rows, *_fidelity_rows(seen)]))
     return [Group(group.name, rows) for group in groups if (rows := [row for row in group.rows if _is_filled(row)])]
 
 
@@ -273,6 +278,15 @@ def _fidelity_rows(models: list[Model]) -> list[Row]:
             cells.append(Cell(percent(values.get("agreement")), joined(sub)))
         rows.append(Row(task, note="agreement", cells=cells))
     return rows
+
+
+def _on_split(model: Model, split: str) -> Model:
+    """Return the model with what was measured on a further split in place of the main one."""
+    both = [
+        None if one is None else ModelMetrics(role=one.role, **dict(one.splits.get(split, SplitMetrics())))
+        for one in (model.metrics, model.teacher)
+    ]
+    return dataclasses.replace(model, metrics=both[0], teacher=both[1])
 
 
 def _is_filled(row: Row) -> bool:

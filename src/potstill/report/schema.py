@@ -109,6 +109,13 @@ class Cost(_Record):
     peak_memory_bytes: float | None = None
 
 
+class SplitMetrics(_Record):
+    """What was measured of one model on a further split."""
+
+    tasks: dict[str, TaskScore] = {}
+    fidelity: dict[str, dict[str, Any]] | None = None
+
+
 class ModelMetrics(_Record):
     """Everything measured on one model."""
 
@@ -118,6 +125,7 @@ class ModelMetrics(_Record):
     fidelity: dict[str, dict[str, Any]] | None = None
     cka: list[CkaPair] | None = None
     cost: Cost | None = None
+    splits: dict[str, SplitMetrics] = {}
 
 
 class Metrics(_Record):

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import potstill.data.digits_source
+import potstill.data.emoji_source
 import potstill.data.files_source
-import potstill.data.scene_source  # noqa: F401 - both register a data source
+import potstill.data.scene_source  # noqa: F401 - each registers a data source
 from potstill.data.selection import SELECTIONS, SelectionPolicy
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import PotstillError, RecipeError

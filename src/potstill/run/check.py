@@ -25,7 +25,7 @@ FIELDS = (
     *("resize", "tap"),
 )
 """Fields of an objective's section that the objectives of ``OBJECTIVES`` may take by the same name."""
-_NOT_OPEN = ("name", "weight", "module", "alpha", "against", "teacher_model")
+NOT_OPEN = ("name", "weight", "module", "alpha", "against", "teacher_model")
 MAPS_FILLED_IN = (
     *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
     *("projection", "teacher_values"),  # a part of the objective; not tapped
@@ -110,8 +110,8 @@ def _check_objective(section: ObjectiveSection, where: str) -> None:
     name = section.loss
     if name in OBJECTIVES:
         parameters = inspect.signature(OBJECTIVES.get(name)).parameters
-        needed = [n for n, p in parameters.items() if p.default is p.empty and n not in _NOT_OPEN]
-        options = set(parameters) - set(FIELDS) - set(_NOT_OPEN)
+        needed = [n for n, p in parameters.items() if p.default is p.empty and n not in NOT_OPEN]
+        options = set(parameters) - set(FIELDS) - set(NOT_OPEN)
     elif name == "hidden":
         needed, options = (), set()
     elif name in map_losses():
@@ -170,7 +170,7 @@ def check_splits(recipe: Recipe, source: DataSource) -> None:
 
 
 def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
-    """Refuse a model that was made for other data: smaller vocabulary, other classes, other picture size.
+    """Refuse a model that was made for other data: smaller vocabulary, other classes, other pictures.
 
     Raises:
         RecipeError: At ``teacher`` or ``student``, naming the field.
@@ -193,7 +193,7 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
         elif (
             (field == "vocab_size" and has < wanted)
             or (field == "bos_token_id" and writes_from_it and has != wanted)
-            or (field == "image_size" and has != wanted)
+            or (field in ("image_size", "num_channels") and has != wanted)
             or (field == "num_labels" and is_classifier and has < wanted)
         ):
             raise _other_data(role, field, wanted, has)

@@ -58,7 +58,8 @@ class RunFolder:
 
     ``metrics.json`` holds ``version`` (1), ``split``, ``samples`` and ``models``: for "teacher" and "student" the keys
     ``role``, ``class``, ``tasks`` (scores per task), ``fidelity`` (to the teacher, or null), ``cka`` (or null),
-    ``cost``, and, where the recipe asks for more splits, ``splits``: split name -> {``tasks``: as above}.
+    ``cost``, and, where the recipe asks for more splits, ``splits``: split name -> {``tasks`` and, for a student
+    with a teacher, ``fidelity``: as above}.
 
     Args:
         path: The folder.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from potstill.data.sources import DataSource
-from potstill.evaluate import evaluate_tasks, measure, sample_answers
+from potstill.evaluate import evaluate_tasks, fidelity, measure, sample_answers
 from potstill.export import export_student
 from potstill.models.load import load_model
 from potstill.recipe import Recipe, load_recipe
@@ -97,9 +97,19 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
         for split in section.splits if model is not None else ():
             progress({"event": "measure", "what": f"{name} on {split}"})
             dataset = source.split(split, section.samples)
-            scores = evaluate_tasks(model, dataset, source.collator, **common)
-            models[name].setdefault("splits", {})[split] = {"tasks": scores}
+            near_to = built.teacher if name == "student" else None
+            models[name].setdefault("splits", {})[split] = _on_split(model, dataset, source, near_to, common)
     return {"version": 1, "split": section.split, "samples": section.samples, "models": models}
+
+
+def _on_split(
+    model: nn.Module, dataset: Any, source: DataSource, teacher: nn.Module | None, common: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return task scores and, with a teacher, the fidelity to it on one more split."""
+    entry = {"tasks": evaluate_tasks(model, dataset, source.collator, **common)}
+    if teacher is not None:
+        entry["fidelity"] = fidelity(model, teacher, dataset, source.collator, **common) or None
+    return entry
 
 
 def evaluate_model(
@@ -118,7 +128,7 @@ def evaluate_model(
         model: Folder, packaged name or hub name.
         recipe: Whose data and ``evaluate`` section to use.
         teacher: The model to be like.
-        split: In place of the recipe's.
+        split: In place of the recipe's, and of the further splits it names.
         samples: In place of the recipe's.
         overrides: ``"data.image_size=48"``.
         source: Data made in Python, in place of what the recipe names.
@@ -136,13 +146,16 @@ def evaluate_model(
     teacher_loaded = load_model(teacher, where="teacher") if teacher else None
     if teacher_loaded is not None:
         check_fit(teacher_loaded, "teacher", source)
-    return measure(
+    common = {"batch_size": section.batch_size, "max_samples": section.samples, "inputs": recipe.inputs}
+    entry = measure(
         loaded,
         role="student",
         teacher=teacher_loaded,
         dataset=source.split(section.split, section.samples),
         collator=source.collator,
-        batch_size=section.batch_size,
-        max_samples=section.samples,
-        inputs=recipe.inputs,
+        **common,
     )
+    for name in section.splits if split is None else ():
+        dataset = source.split(name, section.samples)
+        entry.setdefault("splits", {})[name] = _on_split(loaded, dataset, source, teacher_loaded, common)
+    return entry

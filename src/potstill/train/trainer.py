@@ -25,6 +25,7 @@ from potstill.objectives.base import TEACHER
 from potstill.taps import Signal
 from potstill.teachers import LiveTeacher
 from potstill.train.arguments import DistillationArguments
+from potstill.train.epochs import TellEpoch
 from potstill.train.guard import Guard
 from potstill.train.history import History
 from potstill.train.module import DistillModule
@@ -47,7 +48,7 @@ class DistillationTrainer(ResumableTrainer):
         selection: Chooses which samples of the training set the next epoch is made of; None = all.
         args: Settings.
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
-            (seed, epoch).
+            (seed, epoch). One with ``set_epoch`` is told the epoch before it is read.
         plain_dataset: The same samples without augmentation, for surveys and for selection; None = ``train_dataset``.
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
@@ -101,6 +102,8 @@ class DistillationTrainer(ResumableTrainer):
             one.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
+        if hasattr(train_dataset, "set_epoch"):
+            self.add_callback(TellEpoch(train_dataset))
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",

@@ -81,3 +81,13 @@ def draws_for(key: int, indices: Sequence[int]) -> list[Draws]:
         steps = np.arange(1, _READY + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         words = _mix_array(bases[:, None] + steps[None, :]) >> np.uint64(32)
     return [Draws(base, row) for base, row in zip(bases.tolist(), words.tolist())]
+
+
+def uniforms(key: int, indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` numbers in [0, 1) for each index, float64 ``[N, count]``."""
+    with np.errstate(over="ignore"):
+        places = np.asarray(indices, dtype=np.uint64)
+        bases = _mix_array(places * np.uint64(_GOLDEN) + np.uint64(key))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        words = _mix_array(bases[:, None] + steps[None, :])
+    return (words >> np.uint64(11)) * 2.0**-53

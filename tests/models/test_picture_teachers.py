@@ -1,0 +1,30 @@
+"""The shipped teachers of emoji names and digits: small, whole, and as good as the tables say."""
+
+import pytest
+import torch
+
+from potstill.data.digits_source import build_digits
+from potstill.data.emoji_source import build_emoji
+from potstill.evaluate import evaluate_tasks
+from potstill.models.load import load_model, packaged_models
+from potstill.run.check import check_fit
+
+TEACHERS = {"emoji-cnn": (build_emoji, 0.95), "digits-cnn": (build_digits, 0.95)}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_shipped_teacher_names_what_it_is_shown(name):
+    build, least = TEACHERS[name]
+    source, model = build(), load_model(name)
+    check_fit(model, "teacher", source)
+    scores = evaluate_tasks(model, source.split("test", 400), source.collator)["main"]
+    assert scores["accuracy"] > least
+    assert model.config.id2label == source.model_fields["id2label"]
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_shipped_teacher_is_small_and_comes_back_in_single_precision(name):
+    folder = packaged_models()[name]
+    assert (folder / "model.safetensors").stat().st_size < 2.5e6
+    tensors = load_model(name).state_dict().values()
+    assert {value.dtype for value in tensors if value.is_floating_point()} == {torch.float32}
