@@ -1,7 +1,7 @@
 import pytest
 
-from potstill.align.layers import layer_map, parse_layer_map
-from potstill.errors import RecipeError, ShapeError
+from potstill.align.layers import layer_map, layer_pairs, parse_layer_map
+from potstill.errors import InputError, RecipeError, ShapeError
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,29 @@ def test_a_map_by_hand_may_reuse_teacher_layers_and_keeps_its_order():
 def test_bad_maps_by_hand_say_where_and_what(pairs, message):
     with pytest.raises(RecipeError, match=message):
         parse_layer_map(pairs, 3, 6, "modules.m.map")
+
+
+def test_pairs_of_states_are_spread_evenly_or_taken_from_the_end():
+    assert layer_pairs(2, 4) == [(0, 0), (1, 2), (2, 4)]
+    assert layer_pairs(3, 8, "skip") == [(0, 0), (1, 2), (2, 5), (3, 8)]
+    assert layer_pairs(2, 4, "last") == [(0, 2), (1, 3), (2, 4)]
+
+
+@pytest.mark.parametrize("strategy", ["skip", "last"])
+def test_the_last_states_are_always_paired_and_every_student_state_once(strategy):
+    for n_t in range(1, 15):
+        for n_s in range(1, n_t + 1):
+            pairs = layer_pairs(n_s, n_t, strategy)
+            assert [i for i, _ in pairs] == list(range(n_s + 1))
+            assert pairs[-1] == (n_s, n_t)
+            start = n_t - n_s if strategy == "last" else 0
+            assert pairs[0] == (0, start)
+
+
+def test_strategies_and_depths_that_cannot_be_paired_are_refused():
+    with pytest.raises(InputError, match=r"unknown strategy.*\"skip\" or \"last\""):
+        layer_pairs(2, 4, "emd")
+    with pytest.raises(ShapeError, match="student has 5 layers"):
+        layer_pairs(5, 4)
+    with pytest.raises(ShapeError, match="at least one"):
+        layer_pairs(0, 4)

@@ -24,6 +24,8 @@ from potstill.losses import (
     hint_mse,
     kd_kl,
     kdpp_loss,
+    lelp_loss,
+    meal_v2_similarity_loss,
     minilm_relation,
     module_hidden_loss,
     nd_loss,
@@ -204,6 +206,16 @@ def _vlm_align(s, t, mask=None, **more):
     return vlm_align_loss(s, t, text, filter_misaligned=False, mask=mask, **more)
 
 
+def _lelp(s, t, mask=None, **more):
+    if t.is_floating_point():
+        t = t.to(torch.promote_types(t.dtype, torch.float32)).softmax(-1)
+    return lelp_loss(s, t.unflatten(-1, (3, 2)), mask, **more)
+
+
+def _meal_v2(s, t, mask=None, **more):
+    return meal_v2_similarity_loss(s, [t, 2 * t.flip(-1)], mask, **more)
+
+
 def _of_maps(loss, name=None, student=(2, 3, 4), teacher=(3, 3, 4), **options):
     """Return a case of a loss that takes a query mask and any numbers of heads, (H, Q, K)."""
 
@@ -267,6 +279,14 @@ CASES = [
     _of_maps(head_mean, student=(2, 3, 4), teacher=(2, 3, 4)),
     _of_maps(one_to_one_heads, student=(2, 3, 4), teacher=(2, 3, 4)),
     _of_maps(squeezing_heads),
+    Case("lelp_loss", _lelp, (6,), (6,), (), loss=lelp_loss, refuses_an_empty_mask=True, costs_equal_models=True),
+    Case(
+        "meal_v2_similarity_loss",
+        _meal_v2,
+        loss=meal_v2_similarity_loss,
+        refuses_an_empty_mask=True,
+        costs_equal_models=True,
+    ),
     Case("minilm_relation", _minilm, (4, 6), (4, 8), (4,), loss=minilm_relation, is_per_sample=True),
     Case("module_hidden_loss", _module_hidden, (3, 4), (3, 4), loss=module_hidden_loss, refuses_an_empty_mask=True),
     Case("pld_loss", _pld, (5,), (5,), (), loss=pld_loss, has_labels=True, costs_equal_models=True),

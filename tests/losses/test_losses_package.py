@@ -12,12 +12,21 @@ import pytest
 import potstill.losses
 
 CLASSES = {"AttentionProjection", "ClassMeanAccumulator", "MinillmReturns"}
+CLASSES = {
+    "AttentionProjection",
+    "LELPBasis",
+    "LELPStatistics",
+    "MIAlphaLoss",
+    "MinillmReturns",
+    "OutputDiscriminator",
+}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__))
 
 
 def test_all_is_sorted_complete_and_loads():
     names = potstill.losses.__all__
     assert names == sorted(names)
+    assert len(names) == len(set(names))
     assert len(names) == len(set(names))
     assert len(names) == len(set(names))
     for name in names:

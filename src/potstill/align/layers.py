@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill.errors import RecipeError, ShapeError
+from potstill.errors import InputError, RecipeError, ShapeError, suggest
+
+__all__ = ["layer_map", "layer_pairs", "parse_layer_map"]
+
+STRATEGIES = ("skip", "last")
 
 
 def layer_map(n_student: int, n_teacher: int) -> list[tuple[int, int]]:
@@ -39,6 +43,45 @@ def layer_map(n_student: int, n_teacher: int) -> list[tuple[int, int]]:
             hint="Give a layer map by hand: a list of [student layer, teacher layer], counted from 0.",
         )
     return [(i, -(-(i + 1) * n_teacher // n_student) - 1) for i in range(n_student)]
+
+
+def layer_pairs(n_student: int, n_teacher: int, strategy: str = "skip") -> list[tuple[int, int]]:
+    """Pair every hidden state of the student, the embeddings included, with one of the teacher.
+
+    Here state 0 is what the embeddings give and state i what layer i gives, counted from 1: n layers have n + 1 states.
+
+    Args:
+        n_student: Number of student layers, at least 1.
+        n_teacher: Number of teacher layers, at least ``n_student``.
+        strategy: "skip" spreads the pairs evenly, i with i · n_teacher / n_student rounded down; "last" takes the
+            teacher's last states, i with n_teacher - n_student + i.
+
+    Returns:
+        ``n_student + 1`` pairs ``(student state, teacher state)``; the last pair is the last state of both.
+
+    Raises:
+        InputError: if the strategy is unknown.
+        ShapeError: if a count is below one, or the student has more layers than the teacher.
+
+    Source:
+        He et al., "Distiller" (arXiv 2109.11105), as in the official code. Its third strategy, weights of all pairs by
+        earth mover's distance, is not built.
+
+    Example:
+        >>> layer_pairs(2, 5), layer_pairs(2, 5, "last")
+        ([(0, 0), (1, 2), (2, 5)], [(0, 3), (1, 4), (2, 5)])
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(
+            "unknown strategy",
+            where="layer_pairs",
+            expected='"skip" or "last"',
+            hint=suggest(str(strategy), STRATEGIES),
+        )
+    layer_map(n_student, n_teacher)  # refuses the same counts
+    if strategy == "last":
+        return [(i, n_teacher - n_student + i) for i in range(n_student + 1)]
+    return [(i, i * n_teacher // n_student) for i in range(n_student + 1)]
 
 
 def parse_layer_map(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from potstill.losses.class_statistics import ClassMeanAccumulator, class_means
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
+    from potstill.losses.ensemble_targets import ensemble_soft_target, meal_v2_similarity_loss
     from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
     from potstill.losses.hints import hint_mse
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from potstill.losses.kernel_alignment import cka, cka_loss
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
+    from potstill.losses.mutual_information import MIAlphaLoss, mi_alpha_bound
     from potstill.losses.open_vocabulary import (
         caption_contrastive_loss,
         vlm_align_loss,
@@ -43,8 +45,11 @@ if TYPE_CHECKING:
         vlm_mse_loss,
         vlm_ood_losses,
     )
+    from potstill.losses.output_discriminator import OutputDiscriminator, meal_v2_discriminator_loss
     from potstill.losses.paired_heads import one_to_one_heads
     from potstill.losses.plackett_luce import pld_loss, pld_token_loss
+    from potstill.losses.pseudo_class_basis import LELPBasis, LELPStatistics, fit_lelp
+    from potstill.losses.pseudo_classes import lelp_class_logits, lelp_class_probs, lelp_loss, lelp_targets
     from potstill.losses.redundant_tokens import redundant_token_mask
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
@@ -63,7 +68,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionProjection",
     "ClassMeanAccumulator",
+    "LELPBasis",
+    "LELPStatistics",
+    "MIAlphaLoss",
     "MinillmReturns",
+    "OutputDiscriminator",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
@@ -74,13 +83,22 @@ __all__ = [
     "class_relation_kd",
     "dist_loss",
     "dkd",
+    "ensemble_soft_target",
     "feature_map_to_tokens",
+    "fit_lelp",
     "generalized_jsd",
     "head_mean",
     "hint_mse",
     "instance_alignment",
     "kd_kl",
     "kdpp_loss",
+    "lelp_class_logits",
+    "lelp_class_probs",
+    "lelp_loss",
+    "lelp_targets",
+    "meal_v2_discriminator_loss",
+    "meal_v2_similarity_loss",
+    "mi_alpha_bound",
     "minillm_returns",
     "minilm_relation",
     "mix_distribution",
@@ -118,7 +136,11 @@ __all__ = [
 _HOMES = {
     "AttentionProjection": "attention_projection",
     "ClassMeanAccumulator": "class_statistics",
+    "LELPBasis": "pseudo_class_basis",
+    "LELPStatistics": "pseudo_class_basis",
+    "MIAlphaLoss": "mutual_information",
     "MinillmReturns": "minillm",
+    "OutputDiscriminator": "output_discriminator",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
@@ -130,12 +152,21 @@ _HOMES = {
     "dist_loss": "correlation",
     "dkd": "decoupled",
     "feature_map_to_tokens": "token_sampling",
+    "ensemble_soft_target": "ensemble_targets",
+    "fit_lelp": "pseudo_class_basis",
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
     "instance_alignment": "instance_contrast",
     "kd_kl": "forward_kl",
     "kdpp_loss": "feature_direction",
+    "lelp_class_logits": "pseudo_classes",
+    "lelp_class_probs": "pseudo_classes",
+    "lelp_loss": "pseudo_classes",
+    "lelp_targets": "pseudo_classes",
+    "meal_v2_discriminator_loss": "output_discriminator",
+    "meal_v2_similarity_loss": "ensemble_targets",
+    "mi_alpha_bound": "mutual_information",
     "minillm_returns": "minillm",
     "minilm_relation": "relations",
     "mix_distribution": "style_mixing",

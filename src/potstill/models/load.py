@@ -27,9 +27,10 @@ PACKAGED: Registry[Path] = Registry("packaged model")
 """Folders with a ``MANIFEST.json`` that plugins add; those in ``WEIGHTS`` are found without being listed."""
 
 # Model types of our own and where their classes are.
-_OWN_TYPES = {
+OWN_TYPES = {
     "potstill_coca": "potstill.models.coca",
     "potstill_novel_classes": "potstill.models.novel_classes",
+    "potstill_pseudo_classes": "potstill.models.pseudo_classes",
     "potstill_vl_t5": "potstill.models.vl_t5",
 }
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -292,7 +293,7 @@ def _class_of(config: dict[str, Any], folder: Path, *, allow_remote_code: bool, 
     names = config.get("architectures") or []
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     model_type = config.get("model_type")
-    home: Any = importlib.import_module(_OWN_TYPES[model_type]) if model_type in _OWN_TYPES else transformers
+    home: Any = importlib.import_module(OWN_TYPES[model_type]) if model_type in OWN_TYPES else transformers
     found = getattr(home, name, None) if name else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found

@@ -3,14 +3,17 @@
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
 from potstill.objectives.bought_labels import BoughtLabelsObjective
+from potstill.objectives.ensembles import MealV2DiscriminatorObjective, MealV2SimilarityObjective
 from potstill.objectives.hidden import HiddenObjective, ReadoutObjective
 from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRelationObjective
 from potstill.objectives.kdpp import KDPPObjective, NDObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.masked_image import MaskedImageObjective
+from potstill.objectives.mutual_information import MIAlphaObjective
 from potstill.objectives.novel_classes import CosineLabelObjective, NovelClassObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
 from potstill.objectives.pld import PLDObjective
+from potstill.objectives.pseudo_classes import LELPObjective
 from potstill.objectives.sinkd import SinkDObjective
 from potstill.objectives.token_masking import TokenMasking
 from potstill.objectives.trg import TRGObjective
@@ -28,8 +31,12 @@ __all__ = [
     "HybridFeatureObjective",
     "HybridRelationObjective",
     "KDPPObjective",
+    "LELPObjective",
     "LabelObjective",
+    "MIAlphaObjective",
     "MaskedImageObjective",
+    "MealV2DiscriminatorObjective",
+    "MealV2SimilarityObjective",
     "ModelLossObjective",
     "NDObjective",
     "NovelClassObjective",

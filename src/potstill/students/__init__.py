@@ -11,6 +11,7 @@ from potstill.students.shared_classifier import (
     name_classes,
     share_classifier,
 )
+from potstill.students.wide_head import build_wide_head_student, widen_head
 from potstill.students.width import build_width_student
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "build_pretrained_student",
     "build_shared_classifier_student",
     "build_student",
+    "build_wide_head_student",
     "build_width_student",
     "merge_classifier",
     "name_classes",
     "share_classifier",
+    "widen_head",
 ]
