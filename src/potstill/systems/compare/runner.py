@@ -76,8 +76,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, tell: Tell = lambda event: None
                 if job.is_done:  # by a process of a comparison that was killed and left it alone
                     tell({"event": "done", "job": job.name})
                     continue
-                tell({"event": "begun", "job": job.name})
                 running.append((job, _start(job)))
+                tell({"event": "begun", "job": job.name, "pid": running[-1][1].pid})
             for job, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((job, process))
                 reason = None if process.returncode == 0 and job.is_done else _reason(job, process.returncode)
