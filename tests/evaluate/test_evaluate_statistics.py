@@ -3,7 +3,17 @@ import math
 import pytest
 
 from potstill.errors import InputError
-from potstill.evaluate.statistics import mean_interval, paired_interval, proportion_error, ratio_error, t_quantile
+from potstill.evaluate.statistics import (
+    holm,
+    mean_interval,
+    paired_interval,
+    paired_p,
+    proportion_error,
+    ranks,
+    ratio_error,
+    t_quantile,
+    two_sided_p,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +94,37 @@ def test_units_that_stand_or_fall_together_have_a_larger_error():
 def test_ratio_error_without_units_is_unknown():
     assert math.isnan(ratio_error([0, 0], [0, 0]))
     assert math.isnan(ratio_error([1], [2]))
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "table"),
+    [(12.706205, 1, 0.05), (4.302653, 2, 0.05), (2.776445, 4, 0.05), (5.840909, 3, 0.01), (1.697261, 30, 0.10)],
+)
+def test_p_values_are_the_other_way_round_than_quantiles(t, freedom, table):
+    assert two_sided_p(t, freedom) == two_sided_p(-t, freedom) == pytest.approx(table, abs=1e-6)
+
+
+def test_paired_p_by_hand():
+    # differences 2, 3, 1: t = 2 √3; with two degrees of freedom p = 1 - t / √(2 + t²)
+    assert paired_p([3.0, 5.0, 4.0], [1.0, 2.0, 3.0]) == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_differences_all_alike_leave_no_doubt():
+    assert paired_p([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert paired_p([2.0, 3.0], [1.0, 2.0]) == 0.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_ranks_share_places():
+    assert ranks([0.5, 0.7, 0.5]) == [2.5, 1.0, 2.5]
+    assert ranks([0.5, 0.7, 0.5], higher_is_better=False) == [1.5, 3.0, 1.5]
+
+
+def test_a_p_value_needs_a_degree_of_freedom():
+    with pytest.raises(InputError):
+        two_sided_p(1.0, 0)

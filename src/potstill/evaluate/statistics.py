@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: confidence intervals over seeds, paired differences, errors of proportions."""
+"""Numbers with their uncertainty: confidence intervals over seeds, paired tests, ranks, errors of proportions."""
 
 from __future__ import annotations
 
@@ -74,6 +74,54 @@ def paired_interval(first: Sequence[float], second: Sequence[float], confidence:
     if len(first) != len(second):
         raise InputError("not pairs", where="paired_interval", expected=f"{len(first)} values", got=len(second))
     return mean_interval([a - b for a, b in zip(first, second)], confidence)
+
+
+def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p-value of a paired t-test: how often chance alone makes a mean difference this large.
+
+    Exact for differences that are normal, from Student's distribution with n - 1 degrees of freedom. Differences that
+    are all alike give 0, or 1 if they are all zero.
+
+    Raises:
+        InputError: As ``paired_interval``.
+
+    Example:
+        >>> round(paired_p([3.0, 5.0, 4.0], [1.0, 2.0, 3.0]), 4)
+        0.0742
+    """
+    gap = paired_interval(first, second)
+    if not gap.std:
+        return 1.0 if gap.mean == 0 else 0.0
+    return two_sided_p(gap.mean / gap.std * math.sqrt(gap.n), gap.n - 1)
+
+
+def two_sided_p(t: float, freedom: int) -> float:
+    """Return the mass of Student's distribution outside -|t| to |t|."""
+    if freedom < 1:
+        raise InputError("does not fit", where="freedom", expected="at least 1", got=freedom)
+    return max(0.0, 1.0 - _central_mass(math.atan(abs(t) / math.sqrt(freedom)), freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, so that the chance of any false discovery stays as it says.
+
+    Holm's step-down: the smallest is multiplied by n, the next by n - 1, ..., none below the one before it.
+
+    Source:
+        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, least = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        least = min(1.0, max(least, p_values[i] * (len(p_values) - place)))
+        corrected[i] = least
+    return corrected
+
+
+def ranks(values: Sequence[float], *, higher_is_better: bool = True) -> list[float]:
+    """Return the place of every value, 1 = best; equal ones share the mean of their places."""
+    keys = [-v if higher_is_better else v for v in values]
+    return [sum(k < key for k in keys) + (sum(k == key for k in keys) + 1) / 2 for key in keys]
 
 
 def proportion_error(share: float, n: int) -> float:

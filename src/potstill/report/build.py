@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
-from markupsafe import Markup
-
-from potstill._version import __version__
 from potstill.errors import InputError
 from potstill.report.attention import attention_views, has_figures
 from potstill.report.charts import NARROW, WIDE, swatch
@@ -25,6 +17,7 @@ from potstill.report.maps import cka_groups, cka_models, layer_maps
 from potstill.report.samples import MARKS, collect_samples
 from potstill.report.summary import cards, lead
 from potstill.report.text import NONE
+from potstill.report.writing import render, write_whole
 
 COLOURS = 7
 
@@ -56,8 +49,8 @@ def build_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     if not paths:
         raise InputError("no run folder given", where="runs", expected="at least one run folder")
     target = _target(paths, None if out is None else Path(out))
-    html = _template().render(_page(load_runs(paths)))
-    _write_whole(target, html)
+    html = render("report.html", _page(load_runs(paths)))
+    write_whole(target, html)
     return target
 
 
@@ -71,8 +64,6 @@ def _page(runs: list[Run]) -> dict[str, Any]:
     samples, more_samples = collect_samples(runs, run_styles)
     return {
         "title": " and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
-        "version": __version__,
-        "css": Markup(_resource("report.css")),  # our own file: the only text that is not escaped
         "runs": [
             {"label": run.label, "style": run_styles[run.label], "notes": notes(run), "recipe": run.recipe}
             for run in runs
@@ -152,41 +143,3 @@ def _target(paths: list[Path], out: Path | None) -> Path:
         folder = paths[0].resolve()
         return (folder if len(paths) == 1 else folder.parent) / "report.html"
     return out / "report.html" if out.is_dir() else out
-
-
-def _write_whole(target: Path, html: str) -> None:
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate in a JSON string has no UTF-8 form; the reader sees a replacement mark.
-        draft.unlink(missing_ok=True)
-        with open(draft, "xb") as file:  # never through a link that lies there under this name
-            file.write(html.encode("utf-8", errors="replace"))
-        os.replace(draft, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        hint = "Choose another file with out, or free some space."
-        raise InputError("the report cannot be written", where=str(target), got=str(error), hint=hint) from error
-
-
-class _PackageFiles(BaseLoader):
-    """Templates from package data, wherever the package lives."""
-
-    def get_source(self, environment: Environment, template: str):
-        try:
-            return _resource(template), None, None
-        except FileNotFoundError:
-            raise TemplateNotFound(template) from None
-
-
-def _resource(name: str) -> str:
-    return (files("potstill.report") / "page" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template():
-    environment = Environment(
-        loader=_PackageFiles(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html")
