@@ -15,6 +15,8 @@ class System:
         kind: policy, loss, objective, students, data or pipeline.
         paper: Source.
         api: Dotted names that make it up.
+        needs: What it reads: logits, hidden, attention, labels, generation, several teachers, pool (a finite training
+            set), views (of each sample).
         recipe: A packaged recipe that runs it, or None.
         evidence: Committed result file, or None.
     """
@@ -25,10 +27,15 @@ class System:
     api: tuple[str, ...]
     recipe: str | None = None
     evidence: str | None = None
+    needs: tuple[str, ...] = ("logits",)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return asdict(self)
+
+
+def _names(package: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"potstill.{package}.{name}" for name in names)
 
 
 CATALOGUE: tuple[System, ...] = (
@@ -44,6 +51,7 @@ CATALOGUE: tuple[System, ...] = (
         ),
         "optima-scenes",
         "benchmarks/results/optima_scenes.csv",
+        ("logits", "hidden"),
     ),
     System(
         "rivals of optima",
@@ -55,6 +63,7 @@ CATALOGUE: tuple[System, ...] = (
         ),
         "optima-scenes",
         "benchmarks/results/optima_scenes.csv",
+        ("logits", "hidden"),
     ),
     System(
         "amad",
@@ -70,6 +79,7 @@ CATALOGUE: tuple[System, ...] = (
         ),
         "amad-blip-vqa",
         "benchmarks/results/amad_students.csv",
+        ("logits", "attention"),
     ),
     System(
         "rivals of amad",
@@ -78,6 +88,7 @@ CATALOGUE: tuple[System, ...] = (
         tuple(f"potstill.losses.{name}" for name in ("one_to_one_heads", "head_mean", "squeezing_heads")),
         "amad-blip-vqa",
         "benchmarks/results/amad_students.csv",
+        ("logits", "attention"),
     ),
     System(
         "baselines",
@@ -94,5 +105,129 @@ CATALOGUE: tuple[System, ...] = (
         ),
         "kd-scenes",
         "benchmarks/results/baselines_digits.csv",
+        ("logits", "hidden", "attention"),
+    ),
+    System(
+        "pld",
+        "loss",
+        "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
+        ("potstill.losses.pld_loss", "potstill.losses.pld_token_loss", "potstill.objectives.PLDObjective"),
+        "pld-emoji",
+        needs=("logits", "labels"),
+    ),
+    System(
+        "sinkd",
+        "loss",
+        "Sinkhorn Distance Minimization for Knowledge Distillation, arXiv 2402.17110",
+        _names("losses", "sinkhorn_kd_loss", "sinkhorn_kd_token_loss") + _names("objectives", "SinkDObjective"),
+        "sinkd-emoji",
+    ),
+    System(
+        "trg",
+        "objective",
+        "Knowledge Distillation via Token-level Relationship Graph, arXiv 2306.12442",
+        _names("losses", "trg_local_loss", "trg_global_loss", "trg_inner_loss", "trg_temperature")
+        + _names("losses", "sample_tokens", "feature_map_to_tokens")
+        + _names("objectives", "TRGObjective"),
+        "trg-emoji",
+        needs=("logits", "hidden"),
+    ),
+    System(
+        "kdpp-nd",
+        "objective",
+        "Improving Knowledge Distillation via Regularizing Feature Norm and Direction, arXiv 2305.17007",
+        _names("losses", "nd_loss", "kdpp_loss", "class_means", "ClassMeanAccumulator")
+        + _names("objectives", "NDObjective", "KDPPObjective"),
+        "kdpp-emoji",
+        needs=("logits", "hidden", "labels"),
+    ),
+    System(
+        "lelp",
+        "objective",
+        "Linear Projections of Teacher Embeddings for Few-Class Distillation, arXiv 2409.20449",
+        _names("losses", "fit_lelp", "LELPBasis", "LELPStatistics", "lelp_targets", "lelp_loss", "lelp_class_probs")
+        + _names("students", "widen_head")
+        + _names("objectives", "LELPObjective"),
+        "lelp-digits",
+        needs=("logits", "hidden"),
+    ),
+    System(
+        "mi-alpha",
+        "objective",
+        "Distiller: A Systematic Study of Model Distillation Methods in Natural Language Processing, arXiv 2109.11105",
+        _names("losses", "mi_alpha_bound", "MIAlphaLoss")
+        + ("potstill.align.layers.layer_pairs",)
+        + _names("objectives", "MIAlphaObjective")
+        + _names("systems", "AutoDistiller"),
+        "mi-alpha-emoji",
+        needs=("logits", "hidden"),
+    ),
+    System(
+        "meal-v2",
+        "pipeline",
+        "MEAL V2: Boosting Vanilla ResNet-50 to 80%+ Top-1 Accuracy on ImageNet without Tricks, arXiv 2009.08453",
+        _names("losses", "ensemble_soft_target", "meal_v2_similarity_loss", "OutputDiscriminator")
+        + _names("losses", "meal_v2_discriminator_loss")
+        + _names("objectives", "MealV2SimilarityObjective", "MealV2DiscriminatorObjective")
+        + _names("systems", "MealV2Trainer"),
+        "meal-v2-emoji",
+        needs=("logits", "several teachers"),
+    ),
+    System(
+        "hybrid-distill",
+        "pipeline",
+        "Hybrid Distillation: Connecting Masked Autoencoders with Contrastive Learners, arXiv 2306.15876",
+        ("potstill.systems.hybrid_distill.HybridDistillPipeline",)
+        + _names("objectives", "HybridFeatureObjective", "HybridRelationObjective", "TokenMasking")
+        + _names("objectives", "MaskedImageObjective")
+        + _names("losses", "token_relation_loss", "whitened_feature_loss", "redundant_token_mask"),
+        "hybrid-distill-emoji",
+        needs=("hidden", "several teachers"),
+    ),
+    System(
+        "vlm-ood",
+        "pipeline",
+        "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability, arXiv 2307.03135",
+        _names("objectives", "VlmOodObjective")
+        + _names("losses", "vlm_ood_losses", "vlm_cls_loss", "vlm_align_loss", "vlm_mse_loss", "vlm_contrast_loss")
+        + _names("losses", "caption_contrastive_loss")
+        + _names("evaluate", "retrieval_fewshot_scores")
+        + ("potstill.data.label_texts.enrich_labels",)
+        + _names("students", "name_classes"),
+        "vlm-ood-emoji",
+        needs=("hidden", "labels"),
+    ),
+    System(
+        "active-distill",
+        "data",
+        "Robust Active Distillation, arXiv 2210.01213",
+        _names("data.selection", "ActiveDistillSelection", "RobustActiveSelector", "rad_distribution")
+        + _names("data.selection", "inclusion_probabilities", "systematic_sample", "margin_gains")
+        + _names("objectives", "BoughtLabelsObjective"),
+        "active-distill-digits",
+        needs=("logits", "labels", "pool"),
+    ),
+    System(
+        "kd3",
+        "pipeline",
+        "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images, arXiv 2307.11469",
+        ("potstill.systems.web_distill.WebDistillPipeline",)
+        + _names("objectives", "WebDistillObjective")
+        + _names("data.selection", "select_web_instances", "WebInstancePolicy")
+        + _names("students", "share_classifier", "merge_classifier")
+        + _names("losses", "weighted_feature_alignment", "mix_distribution", "instance_alignment"),
+        "kd3-emoji",
+        needs=("logits", "hidden", "pool"),
+    ),
+    System(
+        "crkd-ncd",
+        "pipeline",
+        "Class-relation Knowledge Distillation for Novel Class Discovery, arXiv 2307.09158",
+        ("potstill.systems.novel_class_discovery.NCDPipeline", "potstill.models.novel_class_head.NovelClassHead")
+        + _names("objectives", "NovelClassObjective")
+        + _names("losses", "class_relation_kd", "sinkhorn_knopp", "swapped_prediction_loss")
+        + _names("evaluate", "cluster_accuracy"),
+        "crkd-ncd-digits",
+        needs=("logits", "labels", "views"),
     ),
 )
