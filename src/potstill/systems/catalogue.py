@@ -156,7 +156,7 @@ CATALOGUE: tuple[System, ...] = (
         "objective",
         "Distiller: A Systematic Study of Model Distillation Methods in Natural Language Processing, arXiv 2109.11105",
         _names("losses", "mi_alpha_bound", "MIAlphaLoss")
-        + ("potstill.align.layers.layer_pairs",)
+        + _names("align.layers", "layer_pairs")
         + _names("objectives", "MIAlphaObjective")
         + _names("systems", "AutoDistiller"),
         "mi-alpha-emoji",
@@ -177,7 +177,7 @@ CATALOGUE: tuple[System, ...] = (
         "hybrid-distill",
         "pipeline",
         "Hybrid Distillation: Connecting Masked Autoencoders with Contrastive Learners, arXiv 2306.15876",
-        ("potstill.systems.hybrid_distill.HybridDistillPipeline",)
+        _names("systems.hybrid_distill", "HybridDistillPipeline")
         + _names("objectives", "HybridFeatureObjective", "HybridRelationObjective", "TokenMasking")
         + _names("objectives", "MaskedImageObjective")
         + _names("losses", "token_relation_loss", "whitened_feature_loss", "redundant_token_mask"),
@@ -192,7 +192,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("losses", "vlm_ood_losses", "vlm_cls_loss", "vlm_align_loss", "vlm_mse_loss", "vlm_contrast_loss")
         + _names("losses", "caption_contrastive_loss")
         + _names("evaluate", "retrieval_fewshot_scores")
-        + ("potstill.data.label_texts.enrich_labels",)
+        + _names("data.label_texts", "enrich_labels")
         + _names("students", "name_classes"),
         "vlm-ood-emoji",
         needs=("hidden", "labels"),
@@ -211,7 +211,7 @@ CATALOGUE: tuple[System, ...] = (
         "kd3",
         "pipeline",
         "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images, arXiv 2307.11469",
-        ("potstill.systems.web_distill.WebDistillPipeline",)
+        _names("systems.web_distill", "WebDistillPipeline")
         + _names("objectives", "WebDistillObjective")
         + _names("data.selection", "select_web_instances", "WebInstancePolicy")
         + _names("students", "share_classifier", "merge_classifier")
@@ -223,7 +223,8 @@ CATALOGUE: tuple[System, ...] = (
         "crkd-ncd",
         "pipeline",
         "Class-relation Knowledge Distillation for Novel Class Discovery, arXiv 2307.09158",
-        ("potstill.systems.novel_class_discovery.NCDPipeline", "potstill.models.novel_class_head.NovelClassHead")
+        _names("systems.novel_class_discovery", "NCDPipeline")
+        + _names("models.novel_class_head", "NovelClassHead")
         + _names("objectives", "NovelClassObjective")
         + _names("losses", "class_relation_kd", "sinkhorn_knopp", "swapped_prediction_loss")
         + _names("evaluate", "cluster_accuracy"),
