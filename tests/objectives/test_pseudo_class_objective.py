@@ -13,7 +13,9 @@ TAP = "head@input"
 
 
 def lelp(teacher, **options):
-    return LELPObjective("lelp", TAP, teacher_model=teacher, **options)
+    objective = LELPObjective("lelp", TAP, **options)
+    objective.meet(None, {"teacher": teacher})
+    return objective
 
 
 def student(S=2):
@@ -136,12 +138,12 @@ def test_more_subclasses_than_directions_are_refused_by_name(tmp_path):
 def test_what_makes_no_objective_is_refused():
     teacher = taught()
     with pytest.raises(RecipeError, match=r"lelp.teacher_on: is no tap"):
-        LELPObjective("lelp", "logits", teacher_model=teacher)
+        LELPObjective("lelp", "logits")
     with pytest.raises(RecipeError, match="weight of the teacher's output layer"):
-        LELPObjective("lelp", "norm@output", teacher_model=teacher)
+        LELPObjective("lelp", "norm@output").meet(None, {"teacher": teacher})
     with pytest.raises(RecipeError, match="null_space: false"):
-        LELPObjective("lelp", TAP)
-    LELPObjective("lelp", "norm@output", null_space=False)
+        LELPObjective("lelp", TAP).build_part(Signal(), Signal())
+    LELPObjective("lelp", "norm@output", null_space=False).meet(None, {"teacher": teacher})
     for field in ("beta", "temperature"):
         with pytest.raises(RecipeError, match=rf"lelp.{field}"):
             lelp(teacher, **{field: 0})

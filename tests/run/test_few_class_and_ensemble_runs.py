@@ -150,8 +150,6 @@ def test_options_that_no_objective_has_are_refused_before_a_model_is_loaded(sour
     nowhere = ["nowhere", "nowhere"]
     with pytest.raises(RecipeError, match=r"objectives\[0\].betta.*beta"):
         plan(lelp(nowhere, betta=1.0), source=source)
-    with pytest.raises(RecipeError, match=r"objectives\[0\].teacher_model"):
-        plan(lelp(nowhere, teacher_model="x"), source=source)
     with pytest.raises(RecipeError, match=r"objectives\[1\].warm_up.*warmup"):
         plan(mi_alpha(nowhere, warm_up=0.1), source=source)
     with pytest.raises(RecipeError, match=r"objectives\[1\].strenght.*strength"):

@@ -80,7 +80,7 @@ def test_bad_overrides_say_where_and_what(tiny, name, overrides, error, message)
 
 
 def test_builders_are_called_by_name(tiny):
-    assert list(STUDENTS) == ["config", "depth", "new", "pretrained", "width"]
+    assert list(STUDENTS) == [*("config", "depth", "new", "pretrained", "shared_classifier", "wide_head", "width")]
     student, record = build_student("depth", tiny("vit")[0], {"layers": 1})
     assert (record.builder, len(student.vit.layers)) == ("depth", 1)
 

@@ -10,6 +10,8 @@ from potstill.errors import InputError
 _HERE = "enrich_labels"
 _PLACES = re.compile(r"\{(\w*)\}")
 
+__all__ = ["enrich_labels"]
+
 
 def enrich_labels(
     names: Sequence[str],

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from potstill.errors import ShapeError
 
+__all__ = ["NovelClassHead"]
+
 
 class NovelClassHead(nn.Module):
     """Cosine logits of K known classes, shared, and of U new ones, from several heads that each look for clusters.

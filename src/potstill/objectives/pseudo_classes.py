@@ -56,11 +56,11 @@ class LELPObjective(Objective):
         mask: Batch key of the rows that count; None = all.
         beta: Temperature of the split; a small one puts each example into one pseudo-class.
         temperature: Temperature of the teacher's probabilities.
-        null_space: Take out what the teacher's output layer sees of its embedding.
+        null_space: Take out what the teacher's output layer sees of its embedding; in a loop of your own call ``meet``
+            first.
         rotate: Turn the directions of a class at random among themselves.
         seed: Seed of that.
         weight: Factor in the loss.
-        teacher_model: The teacher; a run fills it in. Read for the weight of its output layer.
     """
 
     loss_name = "lelp"
@@ -81,7 +81,6 @@ class LELPObjective(Objective):
         rotate: bool = True,
         seed: int = 0,
         weight: float = 1.0,
-        teacher_model: nn.Module | None = None,
     ):
         super().__init__(name, weight=weight)
         if not is_tap(teacher_on):
@@ -100,10 +99,17 @@ class LELPObjective(Objective):
         is_inside = is_tap(teacher_logits)
         self.teacher_outputs = () if is_inside else (teacher_logits,)
         self.teacher_taps = (teacher_on, teacher_logits) if is_inside else (teacher_on,)
-        self._head = self._head_of(teacher_model) if null_space else None
+        self.null_space = null_space
+        self._head: nn.Module | None = None
+
+    def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+        """Find the teacher's output layer, whose weight says what it sees of its embedding."""
+        self._head = self._head_of(teachers[self.of[0]]) if self.null_space else None
 
     def build_part(self, student: Signal, teacher: Signal | None) -> FittedBasis:
         """Return room for the basis, of the sizes that both models show."""
+        if self.null_space and self._head is None:
+            self._head = self._head_of(None)
         wide, embedding = read_output(student, self.on), teacher.tapped[self.embedding]
         C = read_output(teacher, self.logits).shape[-1]
         if embedding.ndim != 2:
@@ -121,7 +127,7 @@ class LELPObjective(Objective):
                 got=tuple(wide.shape),
                 hint='The builder "wide_head" gives a student S outputs for every class.',
             )
-        return FittedBasis(C, wide.shape[1] // C, embedding.shape[1], self._head is not None)
+        return FittedBasis(C, wide.shape[1] // C, embedding.shape[1], self.null_space)
 
     def look(self, seen: Seen, part: FittedBasis) -> None:
         """Gather number, mean and scatter of every class."""

@@ -25,7 +25,7 @@ FIELDS = (
     *("resize", "tap"),
 )
 """Fields of an objective's section that the objectives of ``OBJECTIVES`` may take by the same name."""
-NOT_OPEN = ("name", "weight", "module", "alpha", "against", "teacher_model")
+NOT_OPEN = ("name", "weight", "module", "alpha", "against")
 MAPS_FILLED_IN = (
     *("student_attn", "teacher_attn", "query_mask", "key_mask", "reduction"),
     *("projection", "teacher_values"),  # a part of the objective; not tapped

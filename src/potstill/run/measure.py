@@ -22,7 +22,7 @@ from potstill.run.check import check_fit, check_splits
 from potstill.run.folder import RunFolder
 from potstill.run.prepare import Prepared
 from potstill.run.watch import Progress
-from potstill.students import merge_classifier
+from potstill.students import finish_student
 from potstill.train.checkpoint import read_json, write_json, write_text
 
 
@@ -51,7 +51,7 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     if not folder.is_writer:
         return Run(folder.path, built.student, {})
     device = built.trainer.args.device
-    student = merge_classifier(built.student).requires_grad_(True).eval()
+    student = finish_student(built.student).requires_grad_(True).eval()
     progress({"event": "measure", "what": "export"})
     export_student(
         student, folder / "student", processor=built.source.processor, batch=built.source.example(), overwrite=True

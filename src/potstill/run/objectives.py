@@ -111,8 +111,7 @@ def _objectives_of(
         is_of_output = "on" in parameters and parameters["on"].default is inspect.Parameter.empty
         name = section.name or (output if is_of_output else section.loss)
         options = {**section.options, **given}
-        fixed = {"teacher_model": teacher} if "teacher_model" in parameters else {}
-        return [call_with_options(target, options, where, name, given=("name",), weight=weight, **fixed)]
+        return [call_with_options(target, options, where, name, given=("name",), weight=weight)]
     return [
         OutputObjective(
             section.name or output,

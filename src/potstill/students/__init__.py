@@ -1,6 +1,6 @@
 """Building students: fewer layers, narrower layers, another configuration, or a model that exists."""
 
-from potstill.students.base import STUDENTS, StudentRecord, build_student
+from potstill.students.base import STUDENTS, StudentRecord, build_student, finish_student
 from potstill.students.config import build_config_student
 from potstill.students.depth import build_depth_student
 from potstill.students.new import build_new_student
@@ -25,6 +25,7 @@ __all__ = [
     "build_student",
     "build_wide_head_student",
     "build_width_student",
+    "finish_student",
     "merge_classifier",
     "name_classes",
     "share_classifier",

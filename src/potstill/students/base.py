@@ -50,6 +50,26 @@ Builder = Callable[..., tuple[nn.Module, StudentRecord]]
 STUDENTS: Registry[Builder] = Registry("student builder")
 
 
+Finisher = Callable[[nn.Module], nn.Module]
+_FINISHERS: list[Finisher] = []
+
+
+def before_export(function: Finisher) -> Finisher:
+    """Have a function called with every trained student before it is measured and exported.
+
+    It puts back what a builder of its own file took apart for training, and leaves other students as they are.
+    """
+    _FINISHERS.append(function)
+    return function
+
+
+def finish_student(student: nn.Module) -> nn.Module:
+    """Return a trained student as it is to be used; changed in place."""
+    for function in _FINISHERS:
+        student = function(student)
+    return student
+
+
 def build_student(
     name: str, teacher: nn.Module | None, arguments: Mapping[str, Any] | None = None, where: str = "student"
 ) -> tuple[nn.Module, StudentRecord]:

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.errors import InputError, RecipeError, ShapeError
-from potstill.students.base import STUDENTS, StudentRecord, build_student, count_parameters, require_teacher
+from potstill.students.base import (
+    STUDENTS,
+    StudentRecord,
+    before_export,
+    build_student,
+    count_parameters,
+    require_teacher,
+)
 
 PROJECTORS = ("linear", "conv")
 
@@ -161,6 +168,7 @@ def name_classes(student: nn.Module, text: Tensor) -> nn.Module:
     return student
 
 
+@before_export
 @torch.no_grad()
 def merge_classifier(student: nn.Module) -> nn.Module:
     """Make one linear layer of a projector and the classifier behind it, as the student's class had it first.

@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.systems.auto_distiller import AutoDistiller, Recommendation, task_features
+    from potstill.systems.hybrid_distill import HybridDistillPipeline
     from potstill.systems.meal_v2 import MealV2Trainer
+    from potstill.systems.novel_class_discovery import NCDPipeline
+    from potstill.systems.web_distill import WebDistillPipeline
 
-__all__ = ["AutoDistiller", "MealV2Trainer", "Recommendation", "task_features"]
+__all__ = [
+    "AutoDistiller",
+    "HybridDistillPipeline",
+    "MealV2Trainer",
+    "NCDPipeline",
+    "Recommendation",
+    "WebDistillPipeline",
+    "task_features",
+]
 
 _HOMES = {
     "AutoDistiller": "auto_distiller",
+    "HybridDistillPipeline": "hybrid_distill",
     "MealV2Trainer": "meal_v2",
+    "NCDPipeline": "novel_class_discovery",
     "Recommendation": "auto_distiller",
+    "WebDistillPipeline": "web_distill",
     "task_features": "auto_distiller",
 }
 

@@ -177,7 +177,7 @@ CATALOGUE: tuple[System, ...] = (
         "hybrid-distill",
         "pipeline",
         "Hybrid Distillation: Connecting Masked Autoencoders with Contrastive Learners, arXiv 2306.15876",
-        _names("systems.hybrid_distill", "HybridDistillPipeline")
+        _names("systems", "HybridDistillPipeline")
         + _names("objectives", "HybridFeatureObjective", "HybridRelationObjective", "TokenMasking")
         + _names("objectives", "MaskedImageObjective")
         + _names("losses", "token_relation_loss", "whitened_feature_loss", "redundant_token_mask"),
@@ -211,7 +211,7 @@ CATALOGUE: tuple[System, ...] = (
         "kd3",
         "pipeline",
         "Distribution Shift Matters for Knowledge Distillation with Webly Collected Images, arXiv 2307.11469",
-        _names("systems.web_distill", "WebDistillPipeline")
+        _names("systems", "WebDistillPipeline")
         + _names("objectives", "WebDistillObjective")
         + _names("data.selection", "select_web_instances", "WebInstancePolicy")
         + _names("students", "share_classifier", "merge_classifier")
@@ -223,7 +223,7 @@ CATALOGUE: tuple[System, ...] = (
         "crkd-ncd",
         "pipeline",
         "Class-relation Knowledge Distillation for Novel Class Discovery, arXiv 2307.09158",
-        _names("systems.novel_class_discovery", "NCDPipeline")
+        _names("systems", "NCDPipeline")
         + _names("models.novel_class_head", "NovelClassHead")
         + _names("objectives", "NovelClassObjective")
         + _names("losses", "class_relation_kd", "sinkhorn_knopp", "swapped_prediction_loss")
