@@ -44,7 +44,7 @@ def test_the_page_names_every_method_in_table_dots_ranks_and_panels(tmp_path):
 def test_the_page_loads_nothing(tmp_path):
     text = written(tmp_path, rows())
     assert "<script" not in text
-    assert not re.search(r"""(src|href)=["']?(?!#)""", text)
+    assert set(re.findall(r'(?:src|href)="(.)', text)) == {"#"}
     assert "default-src 'none'" in text
 
 
@@ -71,7 +71,7 @@ def test_the_table_says_what_the_summary_says():
     assert first.name == best["method"] == "<b>bold</b>"
     assert first.cells[0].text.startswith(f"{100 * best['mean']:.1f}")
     assert first.cells[0].is_best
-    assert first.cells[3].text == f"{best['won']} of 3"
+    assert first.cells[3].text.split() == [str(best["won"]), "of", "3"]
     assert len(part.heads) == len(first.cells)
     reference = next(row for row in part.rows if row.name == "kd_kl")
     assert "reference" in reference.note
@@ -82,6 +82,6 @@ def test_an_empty_comparison_is_a_page_too(tmp_path):
     assert "No run is finished yet" in written(tmp_path, [])
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.04321, "0.043"), (0.0001, "< 0.001"), (1.0, "1.000")])
+@pytest.mark.parametrize(("p", "text"), [(0.04321, "0.043"), (0.0001, "<\u00a00.001"), (1.0, "1.000")])
 def test_p_values_are_written_short(p, text):
     assert write_p(p) == text

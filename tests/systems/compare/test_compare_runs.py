@@ -170,10 +170,10 @@ def test_mistakes_are_refused_before_anything_is_written(ask, tmp_path, changes,
     assert not (tmp_path / "out").exists()
 
 
-def test_another_recipe_under_the_same_name_is_refused_with_what_differs(ask, toy):
+def test_another_recipe_under_the_same_name_is_refused_with_what_differs(ask):
     ask()
     with pytest.raises(InputError, match=r"kd_kl on toy: train.batch_size: differs.*expected 8; got 16"):
-        ask(recipes=[toy(train={"batch_size": 16, "threads": 1})])
+        ask(overrides=["train.batch_size=16"])
     with pytest.raises(InputError, match=r"train.log_every: differs"):
         ask(overrides=["train.log_every=7"])
     with pytest.raises(InputError, match=r"--trials: differs.*expected 0; got 2"):

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from potstill.report.compare import Cell
-from potstill.report.text import NONE, listed, percent, points, scaled, significant
+from potstill.report.text import NBSP, NONE, listed, percent, points, scaled, significant
 from potstill.report.writing import render, write_whole
 from potstill.systems.compare.charts import NARROW, Curve, DotRow, dot_rows, panel
 from potstill.systems.compare.summary import LOWER_IS_BETTER, seed_ranks
@@ -133,7 +133,7 @@ def _part(recipe: str, budget: str, rows: Rows, summary: Rows, methods: Sequence
 
 def _head(measure: str) -> str:
     names = {"kl": "KL to teacher", "agreement": "Agreement"}
-    return names.get(measure) or f"Score on {measure.removeprefix('score.')}"
+    return names.get(measure) or f"Score on {measure.removeprefix('score.')}".replace("_", " ")
 
 
 def significant_rank(value: float) -> str:
@@ -155,12 +155,12 @@ def _test_cells(row: Mapping[str, Any], is_reference: bool) -> list[Cell]:
     half = row["difference_ci95"]
     sub = f"± {points(half).lstrip('+±')}" if half is not None else ""
     p = Cell(NONE if row["p_holm"] is None else write_p(row["p_holm"]))
-    return [Cell(points(row["difference"]), sub), p, Cell(f"{row['won']} of {row['pairs']}"), rank]
+    return [Cell(points(row["difference"]), sub), p, Cell(f"{row['won']}{NBSP}of{NBSP}{row['pairs']}"), rank]
 
 
 def write_p(p: float) -> str:
     """Write a p-value: three decimals, below that as such."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"<{NBSP}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _dots(scores: Mapping[str, Mapping[str, Any]], runs: Rows) -> list[DotRow]:
