@@ -171,7 +171,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(run, monkeypatch, numb
     def refuse(source, target):
         raise OSError(number, os.strerror(number), str(target))
 
-    monkeypatch.setattr("potstill.report.build.os.replace", refuse)
+    monkeypatch.setattr("potstill.report.writing.os.replace", refuse)
     with pytest.raises(InputError, match=f"report.html: the report cannot be written.*{os.strerror(number)}"):
         build_report(run)
     assert (run / "report.html").read_text() == "old"
