@@ -96,6 +96,9 @@ SETTINGS = {
             for kind in ("query", "key", "value")
         ),
     ),
+    "amad-blip-caption": Setting(
+        ("caption",), (("vision_config", "num_attention_heads"), ("text_config", "num_attention_heads"))
+    ),
     "amad-scenes": Setting(COCA_TASKS, (("image_heads",), ("text_heads",), ("pooler_heads",)), systems=TOGETHER),
 }
 

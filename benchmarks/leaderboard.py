@@ -7,7 +7,7 @@ A thin shell around ``potstill compare``: it asks for the same methods on all ta
 
 ``leaderboard_runs.csv`` has a row per run, ``leaderboard.csv`` one per task, budget, measure and method; each row says
 on which machine, when and from which commit. ``--trials 8`` tunes every method first. Methods that need more than an
-output and labels are recipes of their own, laid over the task's.
+output and labels are recipes of their own, laid over the task's: those of the catalogue and those in ``methods/``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from typing import Any
 
 from _record import RESULTS, origin, summary_of, write_rows
 
-TASKS = ("kd-emoji-cnn", "kd-digits")
-# The reference comes first. What the catalogue lists by a recipe of its own stands by that name.
+HERE = Path(__file__).parent / "methods"
+TASKS = ("kd-digits", "kd-emoji-cnn")
+# The reference comes first. A name of the catalogue stands for its recipe's objectives, a file for those in it.
 METHODS = (
     *("kd_kl", "labels", "dkd", "dist_loss", "reverse_kl", "generalized_jsd", "tv_distance"),
-    *("pld", "sinkd", "kdpp-nd"),
+    *("pld", "sinkd", "kdpp-nd", "kd3"),
+    *(f"{HERE}/{name}.yaml" for name in ("lelp", "vlm-ood")),
+    *(f"{HERE}/{name}.yaml" for name in ("hinton", "hinton+sinkd", "hinton+trg", "hinton+mi-alpha")),
 )
+# As many pictures as both tasks have: surveys and selections look at all of them.
+SAME = ("data.pool=7000", "train.checkpoint_every=400")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS), help="recipes, with commas")
     parser.add_argument("--methods", default=",".join(METHODS), help="methods, with commas; the first is the reference")
-    parser.add_argument("--budget", default="steps=800")
+    parser.add_argument("--budget", default="steps=400")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--trials", type=int, default=0)
@@ -52,7 +57,7 @@ def main() -> None:
         seeds=options.seeds,
         jobs=options.jobs,
         trials=options.trials,
-        overrides=options.overrides,
+        overrides=[*SAME, *options.overrides],
         progress=tell,
     )
     # A run says itself where it was made: it may be older than this call, or come from another machine.

@@ -36,6 +36,11 @@ def plain_graph(x, k, sigma):
     return torch.stack([torch.stack(row) for row in A])
 
 
+def graph(x, k, sigma):
+    near, weights = _graph(x, k, sigma)
+    return torch.zeros(len(x), len(x), dtype=x.dtype).scatter(0, near, weights)
+
+
 def plain_local(student, teacher, k, sigma="mean"):
     logs = [torch.log_softmax(plain_graph(x, k, sigma), 1) for x in (student, teacher)]
     return sum(ref.log_kl(p, q) for p, q in zip(*logs)) / len(student)
@@ -45,8 +50,8 @@ def test_hand_graph_and_local_loss_of_three_tokens():
     near, far = math.exp(-1), math.exp(-4)
     student = torch.tensor([[0, near, 0], [near, 0, far], [0, 0, 0]], dtype=torch.float64)
     teacher = torch.tensor([[0, 0, 0], [far, 0, near], [0, near, 0]], dtype=torch.float64)
-    torch.testing.assert_close(_graph(tokens(0, 1, 3), 1, 0.5), student)
-    torch.testing.assert_close(_graph(tokens(0, 2, 3), 1, 0.5), teacher)
+    torch.testing.assert_close(graph(tokens(0, 1, 3), 1, 0.5), student)
+    torch.testing.assert_close(graph(tokens(0, 2, 3), 1, 0.5), teacher)
     value = trg_local_loss(tokens(0, 1, 3), tokens(0, 2, 3), k=1, sigma=0.5)
     assert value.item() == pytest.approx(0.0248925, abs=5e-8)
 
@@ -117,24 +122,24 @@ def test_the_context_scales_products_by_the_root_of_each_width():
 
 def test_all_other_tokens_as_neighbours_make_a_symmetric_graph():
     (x,) = draw((9, 4))
-    A = _graph(x, 8, "mean")
+    A = graph(x, 8, "mean")
     torch.testing.assert_close(A, A.T)
     assert (A.diagonal() == 0).all()
     assert ((A > 0).sum(0) == 8).all()
-    nearest = _graph(x, 3, "mean")
+    nearest = graph(x, 3, "mean")
     assert ((nearest > 0).sum(0) == 3).all()
     assert not torch.equal(nearest, nearest.T)
 
 
 def test_of_equally_near_tokens_the_first_are_neighbours():
-    A = _graph(tokens(0, 1, -1, 1, -1), 2, 0.5)
+    A = graph(tokens(0, 1, -1, 1, -1), 2, 0.5)
     assert (A[:, 0] > 0).tolist() == [False, True, True, False, False]
 
 
 def test_tokens_that_are_all_alike_have_edges_of_one():
     x = torch.ones(5, 3)
     value, grad = ref.gradient(lambda s: trg_local_loss(s, x, 2), x)
-    assert _graph(x, 2, "mean").unique().tolist() == [0, 1]
+    assert graph(x, 2, "mean").unique().tolist() == [0, 1]
     assert value == 0
     assert torch.isfinite(grad).all()
 

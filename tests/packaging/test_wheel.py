@@ -29,7 +29,7 @@ DATA = {
         *("kd-blip-vqa.yaml", "kd-scenes.yaml", "optima-scenes.yaml"),
         *("teach-blip-caption.yaml", "teach-blip-vqa.yaml", "teach-scenes.yaml", "teach-vl-t5.yaml"),
     ],
-    "report/page": ["report.css", "report.html"],
+    "report/page": ["compare.html", "head.html", "report.css", "report.html"],
 }
 NEEDED = [f"{folder}/{name}" for folder, names in DATA.items() for name in names]
 
@@ -99,7 +99,7 @@ assert len(packaged_recipes()) >= 3
 for name in packaged_recipes():
     load_recipe(name)
 assert SceneDataset("test")[0]["images"].any()
-assert "<html" in files("potstill").joinpath("report/page/report.html").read_text()
+assert "<html" in files("potstill").joinpath("report/page/head.html").read_text()
 """
     site = str(tmp_path / "site")
     done = subprocess.run(

@@ -17,7 +17,7 @@ def test_every_public_name_exists_and_is_listed_once():
 
 
 def test_every_file_of_a_public_name_is_known_to_the_lazy_table():
-    assert set(potstill.policies._FILES) | {"POLICIES"} == set(potstill.policies.__all__)
+    assert set(potstill.policies._HOMES) == set(potstill.policies.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

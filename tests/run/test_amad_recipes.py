@@ -109,6 +109,13 @@ def _stop_after(step):
     return progress
 
 
+def test_the_shipped_captioner_is_taught_by_self_and_cross_attention():
+    (made,) = plan("amad-blip-caption", ["train.batch_size=4", "train.threads=1"])
+    kinds = {row["module"]: row["on"].count("@") for row in made["objectives"] if row["loss"] == "amad_loss"}
+    assert kinds == {"image_encoder": 1, "text_decoder": 2}
+    assert made["student"]["parameters"] < made["teacher"]["parameters"]
+
+
 def test_the_shipped_blip_is_taught_by_self_and_cross_attention_of_question_and_answer():
     (made,) = plan("amad-blip-vqa", ["train.batch_size=4", "train.threads=1"])
     kinds = {row["module"]: row["on"].count("@") for row in made["objectives"] if row["loss"] == "amad_loss"}

@@ -44,7 +44,7 @@ def hybrid(teachers, **changes):
 
 
 def vlm(teachers, **changes):
-    student = {"builder": "shared_classifier", "student": {**RESNET, "fields": FIELDS}, "directions": True}
+    student = {"builder": "shared_classifier", "of": {**RESNET, "fields": FIELDS}, "directions": True}
     objective = {
         **{"loss": "vlm_ood", "name": "space", "on": "classifier.1.projector@output", "labels": "labels"},
         **{"teacher_on": "classifier@input", "text": "classifier.weight", "k": 3},
@@ -59,7 +59,7 @@ def vlm(teachers, **changes):
 def web(teachers, **changes):
     return {
         **{"version": 1, "teacher": {"model": teachers["cl"]}, "train": TRAIN, "evaluate": EVALUATE},
-        "student": {"builder": "shared_classifier", "student": {**RESNET, "fields": FIELDS}, "projector": "conv"},
+        "student": {"builder": "shared_classifier", "of": {**RESNET, "fields": FIELDS}, "projector": "conv"},
         "objectives": [{"loss": "web_distill", "on": "logits"}],
         "selection": {"name": "web_instances", "keep_ratio": 0.5},
         **changes,
@@ -220,7 +220,7 @@ SMALL = [
     *("train.checkpoint_every=3", "evaluate.samples=12", "evaluate.shown=0", "evaluate.attention=false"),
     *("data.concepts=12", "data.image_size=16"),
 ]
-CNN = "student.student.fields={embedding_size: 4, hidden_sizes: [4, 8], depths: [1, 1], layer_type: basic}"
+CNN = "student.of.fields={embedding_size: 4, hidden_sizes: [4, 8], depths: [1, 1], layer_type: basic}"
 VIT = [
     f"student.fields.{field}={value}"
     for field, value in (("hidden_size", 8), ("intermediate_size", 8), ("num_hidden_layers", 2))

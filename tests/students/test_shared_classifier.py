@@ -112,7 +112,7 @@ def test_a_model_of_transformers_comes_back_as_its_own_class(tmp_path):
 
 def test_a_recipe_builds_it_around_another_builder():
     teacher = vit(16, layers=4)
-    arguments = {"student": {"builder": "depth", "layers": 2}}
+    arguments = {"of": {"builder": "depth", "layers": 2}}
     student, record = build_student("shared_classifier", teacher, arguments)
     again, _ = build_student("shared_classifier", teacher, arguments)
     assert record.builder == "shared_classifier"
@@ -148,12 +148,12 @@ def test_models_without_what_is_needed_are_refused():
 
 
 def test_a_recipe_without_a_student_inside_is_refused():
-    with pytest.raises(RecipeError, match="is no student"):
-        build_student("shared_classifier", mlp(8), {"student": "depth"})
+    with pytest.raises(RecipeError, match="names no builder"):
+        build_student("shared_classifier", mlp(8), {"of": "depth"})
     with pytest.raises(RecipeError, match="shared once"):
-        build_student("shared_classifier", mlp(8), {"student": {"builder": "shared_classifier", "student": {}}})
+        build_student("shared_classifier", mlp(8), {"of": {"builder": "shared_classifier", "of": {}}})
     with pytest.raises(RecipeError, match="no argument"):
-        build_student("shared_classifier", vit(16), {"student": {"builder": "depth", "layers": 1, "depht": 2}})
+        build_student("shared_classifier", vit(16), {"of": {"builder": "depth", "layers": 1, "depht": 2}})
 
 
 def test_directions_alone_rank_classes_by_cosine():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from potstill.data.digits import DigitDataset
-from potstill.data.pictures import PictureCollator, PictureOptions
+from potstill.data.pictures import PictureOptions, picture_source
 from potstill.data.sources import DATA, DataSource
 
 EVALUATION_SEED = 0
@@ -50,35 +48,9 @@ def build_digits(
         InputError: An option is out of range, or options do not go together.
     """
     options = PictureOptions(label_noise, labelled, known, views, augment, pool, junk, odd, masks)
-    common = {"image_size": image_size, "target": target}
 
-    def make(split: str, length: int | None) -> DigitDataset:
-        return DigitDataset(split, length, seed if split == "train" else EVALUATION_SEED, options=options, **common)
+    def make(split: str, length: int | None, options: PictureOptions) -> DigitDataset:
+        own = seed if split == "train" else EVALUATION_SEED
+        return DigitDataset(split, length, own, image_size=image_size, target=target, options=options)
 
-    def make_plain(length: int | None) -> DigitDataset:
-        unchanged = replace(options, augment="none", views=1)
-        return DigitDataset("train", length, seed, options=unchanged, **common)
-
-    train = make("train", None)
-    names = train.classes[:known] if known is not None else train.classes
-    return DataSource(
-        make=make,
-        collator=PictureCollator(),
-        model_fields={
-            "image_size": image_size,
-            "num_channels": 1,
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-        },
-        facts={
-            "target": target,
-            "classes": len(train.classes),
-            "known_classes": len(names),
-            "image_size": image_size,
-            "augment": augment,
-            "pool": train.pool,
-            "train_samples": len(train),
-        },
-        plain=make_plain,
-    )
+    return picture_source(make, options, target=target)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from potstill.data.emoji import EmojiDataset
-from potstill.data.pictures import PictureCollator, PictureOptions
+from potstill.data.pictures import PictureOptions, picture_source
 from potstill.data.scenes.splits import TRAIN_VENDORS
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import InputError
@@ -64,37 +63,10 @@ def build_emoji(
         raise InputError("is the pool's", where="size", hint="Give size or pool.")
     common = {"concepts": concepts, "image_size": image_size, "target": target}
 
-    def make(split: str, length: int | None) -> EmojiDataset:
+    def make(split: str, length: int | None, options: PictureOptions) -> EmojiDataset:
         if split == "train":
             return EmojiDataset(split, length or size, seed, vendors=vendors, options=options, **common)
         own = None if split == "heldout_vendor" else vendors
         return EmojiDataset(split, length, EVALUATION_SEED, vendors=own, options=options, **common)
 
-    def make_plain(length: int | None) -> EmojiDataset:
-        unchanged = replace(options, augment="none", views=1)
-        return EmojiDataset("train", length or size, seed, vendors=vendors, options=unchanged, **common)
-
-    train = make("train", None)
-    names = train.classes[:known] if known is not None else train.classes
-    return DataSource(
-        make=make,
-        collator=PictureCollator(),
-        model_fields={
-            "image_size": image_size,
-            "num_channels": 3,
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-        },
-        facts={
-            "target": target,
-            "classes": len(train.classes),
-            "known_classes": len(names),
-            "image_size": image_size,
-            "vendors": list(vendors or TRAIN_VENDORS),
-            "augment": augment,
-            "pool": pool,
-            "train_samples": len(train),
-        },
-        plain=make_plain,
-    )
+    return picture_source(make, options, target=target, vendors=list(vendors or TRAIN_VENDORS))

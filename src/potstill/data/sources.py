@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,22 @@ class DataSource:
     def describe(self) -> dict[str, Any]:
         """Return the plan's row about the data."""
         return dict(self.facts)
+
+
+def check_index(index: Any, size: int) -> int:
+    """Return the number of a sample, counted from the end if negative."""
+    number = operator.index(index)
+    number += size if number < 0 else 0
+    if not 0 <= number < size:
+        raise IndexError(f"sample {number} of {size}")
+    return number
+
+
+def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """Return the samples of a map-style dataset, all at once if it can."""
+    rows = list(indices)
+    together = getattr(dataset, "__getitems__", None)
+    return together(rows) if together else [dataset[i] for i in rows]
 
 
 DATA: Registry[Callable[..., DataSource]] = Registry("data source")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from potstill.data.sources import fetch
 from potstill.errors import InputError, RecipeError, suggest
 
 IGNORED = -100
@@ -44,10 +45,9 @@ def iterate(
     """
     if batch_size < 1:
         raise InputError("does not fit", where="batch_size", expected="at least 1", got=batch_size)
-    fetch = getattr(dataset, "__getitems__", None) or (lambda numbers: [dataset[i] for i in numbers])
     waiting: list[Any] = []
     for start in range(0, len(indices), batch_size):
-        samples = list(fetch(list(indices[start : start + batch_size])))
+        samples = fetch(dataset, indices[start : start + batch_size])
         waiting += [s for s in samples if tasks is None or field_of(s, "task") in (None, *tasks)]
         while len(waiting) >= batch_size:
             ready, waiting = waiting[:batch_size], waiting[batch_size:]

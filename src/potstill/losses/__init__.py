@@ -13,8 +13,9 @@ Shared conventions (``docs/losses/baselines.md`` tells them at length):
 Names are loaded on first use, so importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
     from potstill.losses.attention_alignment import amad_loss
@@ -200,14 +201,4 @@ _HOMES = {
     "whitened_feature_loss": "whitened_features",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

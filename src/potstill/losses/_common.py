@@ -60,6 +60,18 @@ def full_pair(student: Tensor, teacher: Tensor, where: str) -> tuple[Tensor, Ten
     return student.to(dtype), teacher.detach().to(dtype)
 
 
+def check_same_logits(student: Tensor, teacher: Tensor, ndim: int, where: str, expected: str, **more: str) -> None:
+    """Refuse logits that are not both of ``ndim`` axes and of one shape."""
+    if student.ndim != ndim or student.shape != teacher.shape:
+        raise ShapeError(
+            "logits do not fit",
+            where=where,
+            expected=f"student and teacher {expected}",
+            got=f"student {list(student.shape)}, teacher {list(teacher.shape)}",
+            **more,
+        )
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Keep matrix products in the working precision under autocast, which would round them to half precision."""
     kind = x.device.type

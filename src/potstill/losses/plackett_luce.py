@@ -18,6 +18,7 @@ from potstill.losses._common import (
     check_classes,
     check_mask,
     check_positive,
+    check_same_logits,
     full_pair,
     reduce_rows,
 )
@@ -78,13 +79,7 @@ def pld_loss(
         1.45692
     """
     name = "pld_loss"
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            "logits do not fit",
-            where=name,
-            expected="student and teacher (N, C), over the same classes",
-            got=f"student {list(student_logits.shape)}, teacher {list(teacher_logits.shape)}",
-        )
+    check_same_logits(student_logits, teacher_logits, 2, name, "(N, C), over the same classes")
     check_mask(mask, student_logits.shape[:1], name, "(N,)")
     return _ranked(student_logits, teacher_logits, labels, tau, mask, weights, topk, allow_empty, reduction, name)
 
@@ -136,13 +131,7 @@ def pld_token_loss(
         1.45692
     """
     name = "pld_token_loss"
-    if student_logits.ndim != 3 or student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            "logits do not fit",
-            where=name,
-            expected="student and teacher (B, T, C), over the same classes",
-            got=f"student {list(student_logits.shape)}, teacher {list(teacher_logits.shape)}",
-        )
+    check_same_logits(student_logits, teacher_logits, 3, name, "(B, T, C), over the same classes")
     check_mask(mask, student_logits.shape[:-1], name, "(B, T)")
     counts = labels != ignore_index
     if mask is not None and counts.shape == mask.shape:

@@ -7,8 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from potstill.errors import InputError, ShapeError
-from potstill.losses._common import check_choice, check_mask, check_positive, full_pair, zero_with_graph
+from potstill.errors import InputError
+from potstill.losses._common import (
+    check_choice,
+    check_mask,
+    check_positive,
+    check_same_logits,
+    full_pair,
+    zero_with_graph,
+)
 
 BatchReduction = Literal["sum", "mean"]
 BATCH_REDUCTIONS = ("sum", "mean")
@@ -62,14 +69,14 @@ def sinkhorn_kd_loss(
     """
     name = "sinkhorn_kd_loss"
     _check_options(temperature, epsilon, n_iters, reduction, name)
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            "logits do not fit",
-            where=name,
-            expected="student and teacher (N, C), over the same classes",
-            got=f"student {list(student_logits.shape)}, teacher {list(teacher_logits.shape)}",
-            hint="For (B, T, V) use sinkhorn_kd_token_loss.",
-        )
+    check_same_logits(
+        student_logits,
+        teacher_logits,
+        2,
+        name,
+        "(N, C), over the same classes",
+        hint="For (B, T, V) use sinkhorn_kd_token_loss.",
+    )
     check_mask(mask, student_logits.shape[:1], name, "(N,)")
     student, teacher = full_pair(student_logits, teacher_logits, name)
     if mask is not None:
@@ -130,13 +137,7 @@ def sinkhorn_kd_token_loss(
     name = "sinkhorn_kd_token_loss"
     _check_options(temperature, epsilon, n_iters, reduction, name)
     _check_count(group_size, name, "group_size")
-    if student_logits.ndim != 3 or student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            "logits do not fit",
-            where=name,
-            expected="student and teacher (B, T, V), over the same vocabulary",
-            got=f"student {list(student_logits.shape)}, teacher {list(teacher_logits.shape)}",
-        )
+    check_same_logits(student_logits, teacher_logits, 3, name, "(B, T, V), over the same vocabulary")
     check_mask(mask, student_logits.shape[:2], name, "(B, T)")
     student, teacher = full_pair(student_logits, teacher_logits, name)
     student, teacher = (x.flatten(0, 1) if mask is None else x[mask] for x in (student, teacher))

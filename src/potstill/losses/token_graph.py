@@ -16,7 +16,6 @@ from potstill.losses._common import (
     check_mask,
     check_positive,
     full_pair,
-    kl_rows,
     without_autocast,
     zero_with_graph,
 )
@@ -71,8 +70,7 @@ def trg_local_loss(
     M = len(student)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= M - 1:
         raise InputError("k does not fit", where=name, expected=f"1 to {M - 1} neighbours of {M} tokens", got=k)
-    log_p, log_q = (F.log_softmax(_graph(x, k, sigma), -1) for x in (student, teacher))
-    return kl_rows(log_p, log_q).mean()
+    return _kl_of_graphs(*_graph(student, k, sigma), *_graph(teacher, k, sigma)).mean()
 
 
 def trg_global_loss(
@@ -200,23 +198,69 @@ def _token_pair(student: Tensor, teacher: Tensor, mask: Tensor | None, where: st
     return student, teacher
 
 
-def _graph(tokens: Tensor, k: int, sigma: float | str) -> Tensor:
-    """Return the weights ``(M, M)``: column j holds those of the k tokens nearest to j."""
+def _graph(tokens: Tensor, k: int, sigma: float | str) -> tuple[Tensor, Tensor]:
+    """Return the edges: the k tokens nearest to each and their weights, both ``(k, M)``, a column for every token."""
     M = len(tokens)
-    # The form by differences: |a|² + |b|² - 2ab loses near neighbours in float32.
-    squared = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist").square()
+    squared = _squared_distances(tokens)
     if sigma == "mean":
         sigma = (squared.detach().sum() / (M * (M - 1))).clamp_min(1e-12)
-    return torch.exp(-squared / (2 * sigma)).masked_fill(~_nearest(squared.detach(), k), 0)
+    near = _nearest(squared.detach(), k)
+    return near, torch.exp(-squared.gather(0, near) / (2 * sigma))
+
+
+def _kl_of_graphs(near_s: Tensor, ours: Tensor, near_t: Tensor, theirs: Tensor) -> Tensor:
+    """Return KL(student || teacher) of the softmax of each row of both graphs, ``(M,)``.
+
+    Where a graph has no edge its weight is 0: all but 2 k of M entries of a row are alike in both, so a row's
+    normaliser is Z = M + sum(e^A - 1) over edges, and KL = sum p (A_s - A_t) - log(Z_s / Z_t). Differences are taken
+    edge by edge, so that graphs that are nearly equal keep their digits.
+    """
+    M = ours.shape[1]
+    there = ours.new_zeros(M, M).scatter(0, near_t, theirs).gather(0, near_s)  # the teacher's weight on our edges
+    is_ours = torch.zeros(M, M, dtype=torch.bool, device=ours.device).scatter(0, near_s, True)
+    only_theirs = theirs.masked_fill(is_ours.gather(0, near_t), 0)
+    Z_t = M + _by_row(near_t, theirs.expm1())
+    change = _by_row(near_s, ours.expm1() - there.expm1()) - _by_row(near_t, only_theirs.expm1())  # Z_s - Z_t
+    moved = _by_row(near_s, ours.exp() * (ours - there)) - _by_row(near_t, only_theirs)
+    return moved / (Z_t + change) - torch.log1p(change / Z_t)
+
+
+def _by_row(near: Tensor, values: Tensor) -> Tensor:
+    """Return the sum of the values on the edges of each row, ``(M,)``."""
+    return values.new_zeros(values.shape[1]).index_add(0, near.flatten(), values.flatten())
+
+
+def _squared_distances(tokens: Tensor) -> Tensor:
+    """Return all squared distances ``(M, M)``, by one matrix product.
+
+    |a|² + |b|² - 2ab loses near neighbours in float32: the value is computed in float64, and rounded, so that tokens
+    equally far stay so. Its gradient has no such difference of large numbers and is that of the working precision.
+    """
+    centred = tokens - tokens.detach().mean(0)
+    with torch.no_grad(), without_autocast(tokens):
+        value = _by_product(centred.double()).clamp_min(0).to(tokens.dtype)
+    if not tokens.requires_grad:
+        return value
+    with without_autocast(tokens):
+        slope = _by_product(centred)
+    return value + (slope - slope.detach())
+
+
+def _by_product(x: Tensor) -> Tensor:
+    squares = x.square().sum(1)
+    return torch.addmm(squares.unsqueeze(1) + squares, x, x.T, alpha=-2)
 
 
 def _nearest(squared: Tensor, k: int) -> Tensor:
-    """Return which k tokens are nearest to the token of each column; of equally near ones the first count."""
+    """Return the k tokens nearest to each, ``(k, M)``, of equally near ones the first."""
     itself = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
-    squared = squared.masked_fill(itself, torch.inf)
-    furthest = squared.topk(k, dim=0, largest=False).values[-1]
-    nearer, as_far = squared < furthest, squared == furthest
-    return nearer | (as_far & (as_far.cumsum(0) <= k - nearer.sum(0)))
+    rows = squared.masked_fill(itself, torch.inf)  # symmetric: a row is a column, and lies together in memory
+    values, order = rows.topk(k + 1, dim=1, largest=False)  # one more than wanted: itself is never taken, k < M
+    if (values[:, k - 1] < values[:, k]).all():
+        return order[:, :k].T
+    nearer, as_far = rows < values[:, k - 1 : k], rows == values[:, k - 1 : k]
+    chosen = nearer | (as_far & (as_far.cumsum(1) <= k - nearer.sum(1, keepdim=True)))
+    return chosen.nonzero()[:, 1].view(-1, k).T
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from potstill.errors import InputError, RecipeError
 from potstill.losses import OutputDiscriminator, meal_v2_similarity_loss
-from potstill.objectives.base import OBJECTIVES, Objective, Seen, Where, check_output, is_tap, read_output
+from potstill.objectives.base import OBJECTIVES, Objective, Seen, Where, check_output, outputs_and_taps, read_output
 from potstill.taps import Signal
 
 
@@ -41,10 +41,8 @@ class EnsembleObjective(Objective):
         self.teacher_weights = None if teacher_weights is None else list(teacher_weights)
         check_output(on, f"{name}.on")
         check_output(self.teacher_on, f"{name}.teacher_on")
-        self.student_outputs, self.student_taps = ((), (on,)) if is_tap(on) else ((on,), ())
-        self.teacher_outputs, self.teacher_taps = (
-            ((), (self.teacher_on,)) if is_tap(self.teacher_on) else ((self.teacher_on,), ())
-        )
+        self.student_outputs, self.student_taps = outputs_and_taps(on)
+        self.teacher_outputs, self.teacher_taps = outputs_and_taps(self.teacher_on)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Count the rows."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from potstill.errors import RecipeError, ShapeError
 from potstill.losses import token_relation_loss, whitened_feature_loss
 from potstill.models.families import family_of
-from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen, Where, read_output
+from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen, Where, outputs_and_taps, read_output
 from potstill.objectives.token_masking import TokenMasking, usual_stages
 from potstill.taps import Signal
 
@@ -141,8 +141,8 @@ class HybridFeatureObjective(_OfTokens):
         super().meet(student, teachers)
         self.on = self.on or f"{self.blocks}.{self.depth - 1}@output"
         self.teacher_on = self.teacher_on or f"{self.teacher_blocks}.{self.teacher_depth - 1}@output"
-        self.student_outputs, self.student_taps = _outputs_and_taps(self.on)
-        self.teacher_outputs, self.teacher_taps = _outputs_and_taps(self.teacher_on)
+        self.student_outputs, self.student_taps = outputs_and_taps(self.on)
+        self.teacher_outputs, self.teacher_taps = outputs_and_taps(self.teacher_on)
 
     def build_part(self, student: Signal, teacher: Signal | None) -> nn.Module:
         """Return the projection to the teacher's width."""
@@ -256,7 +256,3 @@ def projections(model: nn.Module, block: str, field: str) -> tuple[str, str, str
         "no separate projections of queries, keys and values were found", where=field, got=block,
         expected="modules such as q_proj, k_proj and v_proj",
     )  # fmt: skip
-
-
-def _outputs_and_taps(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ((), (name,)) if "@" in name else ((name,), ())

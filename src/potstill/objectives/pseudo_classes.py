@@ -18,6 +18,7 @@ from potstill.objectives.base import (
     Where,
     check_output,
     is_tap,
+    outputs_and_taps,
     read_output,
 )
 from potstill.taps import Signal
@@ -95,7 +96,7 @@ class LELPObjective(Objective):
         self.on, self.embedding, self.logits = on, teacher_on, teacher_logits
         self.labels, self.where = labels, Where(mask=mask)
         self.beta, self.temperature, self.rotate, self.seed = beta, temperature, rotate, seed
-        self.student_outputs, self.student_taps = ((), (on,)) if is_tap(on) else ((on,), ())
+        self.student_outputs, self.student_taps = outputs_and_taps(on)
         is_inside = is_tap(teacher_logits)
         self.teacher_outputs = () if is_inside else (teacher_logits,)
         self.teacher_taps = (teacher_on, teacher_logits) if is_inside else (teacher_on,)

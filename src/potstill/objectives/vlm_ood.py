@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from potstill.errors import InputError, RecipeError, suggest
 from potstill.losses import caption_contrastive_loss, vlm_align_loss, vlm_cls_loss, vlm_contrast_loss, vlm_mse_loss
-from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where, check_output, is_tap, read_output
+from potstill.objectives.base import (
+    IGNORE_INDEX,
+    OBJECTIVES,
+    Objective,
+    Seen,
+    Where,
+    check_output,
+    outputs_and_taps,
+    read_output,
+)
 from potstill.taps import Signal
 
 TERMS = ("cls", "vlalign", "mse", "cst")
@@ -74,8 +83,8 @@ class VlmOodObjective(Objective):
         self.on, self.teacher_on, self.labels, self.head = on, teacher_on, labels, head
         self.terms, self.captions, self.caption_tau = tuple(terms), captions, caption_tau
         self.k, self.tau, self.filter_misaligned, self.contrastive = k, tau, filter_misaligned, contrastive
-        self.student_outputs, self.student_taps = ((), (on,)) if is_tap(on) else ((on,), ())
-        self.teacher_outputs, self.teacher_taps = ((), (teacher_on,)) if is_tap(teacher_on) else ((teacher_on,), ())
+        self.student_outputs, self.student_taps = outputs_and_taps(on)
+        self.teacher_outputs, self.teacher_taps = outputs_and_taps(teacher_on)
         self.text = text
         self._text: Tensor | None = _read(text, f"{name}.text") if text.endswith(".safetensors") else None
 

@@ -9,8 +9,9 @@ Names are imported when first used, and none of the policies needs torch to choo
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
     from potstill.policies.all_modules import AllModulesPolicy
@@ -42,7 +43,8 @@ __all__ = [
     "make_arms",
 ]
 
-_FILES = {
+_HOMES = {
+    "POLICIES": "base",
     "AllModulesPolicy": "all_modules",
     "FixedArmPolicy": "fixed",
     "GreedyPolicy": "greedy",
@@ -58,20 +60,4 @@ _FILES = {
     "make_arms": "arms",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name == "POLICIES":
-        # A policy is in the registry once its file is imported, so whoever asks for the registry gets it filled.
-        for file in sorted(set(_FILES.values())):
-            import_module(f"{__name__}.{file}")
-        value = import_module(f"{__name__}.base").POLICIES
-    elif name in _FILES:
-        value = getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES, ("POLICIES",))

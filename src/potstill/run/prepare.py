@@ -33,7 +33,7 @@ from potstill.run.build import (
 from potstill.run.check import check_fit, check_names, check_splits
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
-from potstill.teachers import LiveTeacher
+from potstill.teachers import live_teachers
 from potstill.train import DistillationTrainer, DistillModule
 
 GIVEN = "given in Python"
@@ -131,10 +131,8 @@ def prepare(
         if not hasattr(student, "gradient_checkpointing_enable"):
             raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    live = {
-        name: LiveTeacher(model, outputs=module.outputs_of(name), taps=module.taps_of(name), inputs=recipe.inputs)
-        for name, model in models.items()
-    }
+    live = live_teachers(models, module.outputs_of, module.taps_of, recipe.inputs)
+    asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
     with _placed(recipe, by_section):
         trainer = DistillationTrainer(
             module,
@@ -145,7 +143,7 @@ def prepare(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
             train_dataset=source.split("train"),
-            plain_dataset=source.plain_train(),
+            plain_dataset=source.plain_train() if asks_about_all else None,
             data_collator=source.collator,
             history=history,
             stage=stage,

@@ -104,6 +104,31 @@ def build_student(
         raise error.at(where) from error.__cause__
 
 
+def build_inner(
+    of: Any, teacher: nn.Module | None, data_fields: Mapping[str, Any] | None, seed: int
+) -> tuple[nn.Module, StudentRecord]:
+    """Build the student that a builder changes, by the other builder that its ``of`` names.
+
+    Args:
+        of: ``{builder: name, ...}``.
+        teacher: The teacher; never changed.
+        data_fields: Handed on, if the other builder takes them.
+        seed: Handed on, unless ``of`` has its own.
+
+    Raises:
+        RecipeError: ``of`` names no builder, or its builder or an option is unknown.
+    """
+    if not isinstance(of, Mapping) or not isinstance(of.get("builder"), str):
+        raise RecipeError("names no builder", where="of", expected="{builder: name, ...}", got=of)
+    options = {key: value for key, value in of.items() if key != "builder"}
+    declared = inspect.signature(STUDENTS.get(of["builder"], "of.builder")).parameters
+    if "seed" in declared:
+        options.setdefault("seed", seed)
+    if "data_fields" in declared:
+        options["data_fields"] = data_fields
+    return build_student(of["builder"], teacher, options, where="of")
+
+
 def require_teacher(teacher: object) -> None:
     """Refuse to derive a student from nothing."""
     if not isinstance(teacher, nn.Module):

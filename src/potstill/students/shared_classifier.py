@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from potstill.students.base import (
     STUDENTS,
     StudentRecord,
     before_export,
-    build_student,
+    build_inner,
     count_parameters,
     require_teacher,
 )
@@ -228,7 +227,7 @@ def _folded(projector: nn.Sequential) -> tuple[Tensor, Tensor]:
 @STUDENTS.register("shared_classifier")
 def build_shared_classifier_student(
     teacher: nn.Module,
-    student: Mapping[str, Any],
+    of: Mapping[str, Any],
     *,
     projector: str = "linear",
     classifier: str | None = None,
@@ -242,7 +241,7 @@ def build_shared_classifier_student(
 
     Args:
         teacher: A model that ends in a linear classifier. Not changed.
-        student: The other builder with its options: ``{builder: depth, layers: 2}``.
+        of: The other builder and its options: ``{builder: depth, layers: 2}``.
         projector: "linear" or "conv", see ``share_classifier``.
         classifier: Path of the student's classifier; null = its last linear layer.
         teacher_classifier: Path of the teacher's; null = its last linear layer.
@@ -259,17 +258,9 @@ def build_shared_classifier_student(
         InputError: a model without linear classifier; see ``share_classifier``.
     """
     require_teacher(teacher)
-    if not isinstance(student, Mapping) or not isinstance(student.get("builder"), str):
-        raise RecipeError("is no student", where="student", expected="{builder: name, ...}", got=student)
-    options = {key: value for key, value in student.items() if key != "builder"}
-    if student["builder"] == "shared_classifier":
-        raise RecipeError("a classifier is shared once", where="student.builder")
-    declared = inspect.signature(STUDENTS.get(student["builder"], "student.builder")).parameters
-    if "seed" in declared:
-        options.setdefault("seed", seed)
-    if "data_fields" in declared:
-        options["data_fields"] = data_fields
-    built, record = build_student(student["builder"], teacher, options)
+    if isinstance(of, Mapping) and of.get("builder") == "shared_classifier":
+        raise RecipeError("a classifier is shared once", where="of.builder")
+    built, record = build_inner(of, teacher, data_fields, seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds accelerators for good
         share_classifier(
@@ -291,7 +282,7 @@ def build_shared_classifier_student(
     return built, dataclasses.replace(
         record,
         builder="shared_classifier",
-        arguments={"student": dict(student), "projector": projector, "directions": directions, "seed": seed},
+        arguments={"of": dict(of), "projector": projector, "directions": directions, "seed": seed},
         parameters=count_parameters(built),
         teacher_parameters=count_parameters(teacher),
         teacher_class=type(teacher).__name__,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from potstill.errors import InputError, RecipeError
-from potstill.students.base import STUDENTS, StudentRecord, build_student, count_parameters
+from potstill.errors import InputError
+from potstill.students.base import STUDENTS, StudentRecord, build_inner, count_parameters
 from potstill.students.configs import config_of
 
 
@@ -88,15 +87,7 @@ def build_wide_head_student(
     """
     from potstill.models.pseudo_classes import PseudoClassConfig, PseudoClassModel
 
-    if not isinstance(of, Mapping) or "builder" not in of:
-        raise RecipeError("names no builder", where="of", expected="{builder: name, ...}", got=of)
-    options = {key: value for key, value in of.items() if key != "builder"}
-    declared = inspect.signature(STUDENTS.get(of["builder"], "of.builder")).parameters
-    if "seed" in declared:
-        options.setdefault("seed", seed)
-    if "data_fields" in declared:
-        options["data_fields"] = data_fields
-    plain, record = build_student(of["builder"], teacher, options, where="of")
+    plain, record = build_inner(of, teacher, data_fields, seed)
     path = _head_of(plain, head)
     wide = widen_head(plain.get_submodule(path), subclasses, noise=noise, seed=seed)
     parent, _, last = path.rpartition(".")

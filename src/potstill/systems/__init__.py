@@ -3,8 +3,9 @@
 Names are loaded on first use, so importing this package imports neither torch nor scikit-learn.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
     from potstill.systems.auto_distiller import AutoDistiller, Recommendation, task_features
@@ -33,14 +34,4 @@ _HOMES = {
     "task_features": "auto_distiller",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES)

@@ -1,5 +1,5 @@
 """Where the signal comes from that a student learns from."""
 
-from potstill.teachers.live import LiveTeacher, fingerprint
+from potstill.teachers.live import LiveTeacher, fingerprint, live_teachers
 
-__all__ = ["LiveTeacher", "fingerprint"]
+__all__ = ["LiveTeacher", "fingerprint", "live_teachers"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -79,6 +79,21 @@ class LiveTeacher:
     def close(self) -> None:
         """Remove the taps."""
         self._taps.remove()
+
+
+def live_teachers(
+    models: Mapping[str, nn.Module | LiveTeacher],
+    outputs_of: Callable[[str], Iterable[str]],
+    taps_of: Callable[[str], Iterable[str]],
+    inputs: Iterable[str] | None = None,
+) -> dict[str, LiveTeacher]:
+    """Return teachers by name, each ready to return the outputs and taps asked of it; ready ones stay as they are."""
+    return {
+        name: LiveTeacher(model, outputs=outputs_of(name), taps=taps_of(name), inputs=inputs)
+        if isinstance(model, nn.Module)
+        else model
+        for name, model in models.items()
+    }
 
 
 def _place(parameter: nn.Parameter) -> int:

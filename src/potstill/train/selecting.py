@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 
 from potstill.data.selection import Chosen, Pool, SelectionPolicy
+from potstill.data.sources import fetch
 from potstill.errors import InputError, IntegrityError, RecipeError
+from potstill.objectives.base import outputs_and_taps, read_output
 from potstill.taps import Taps, observe
 from potstill.taps.inputs import model_inputs
 
@@ -76,10 +77,12 @@ class Selector:
             chosen = row[0]
             self.policy.load_state_dict(row[1])
         self._check(chosen)
-        self.epoch, self.chosen = epoch, chosen
+        self.epoch = epoch
+        self._take(chosen)
 
-    def tell(self) -> None:
-        """Write the choice of a new epoch into the history, once."""
+    def begin_and_tell(self, epoch: int) -> None:
+        """Choose, and write the choice of a new epoch into the history, once."""
+        self.begin(epoch)
         if self._told != self.epoch:
             self._told = self.epoch
             event = {"event": "selection", "step": self.trainer.state.global_step, "epoch": self.epoch}
@@ -100,10 +103,7 @@ class Selector:
             return batch
         if SAMPLE not in batch:
             raise InputError(f'the batch has no "{SAMPLE}"', where="selection", hint="Let the collator give it.")
-        ids = batch[SAMPLE].cpu()
-        place = torch.full((self.size,), -1)
-        place[self.chosen.indices] = torch.arange(len(self.chosen.indices))
-        rows = place[ids]
+        rows = self._place[batch[SAMPLE].cpu()]
         found = {}
         for key in self.policy.keys:
             values = self.chosen.batch[key][rows.clamp_min(0)]
@@ -129,7 +129,12 @@ class Selector:
             raise IntegrityError("holds no state of a selection", where="selection") from error
         self.policy.load_state_dict(state["policy"])
         self.epoch = self._told = epoch
+        self._take(chosen)
+
+    def _take(self, chosen: Chosen) -> None:
         self.chosen = chosen
+        self._place = torch.full((self.size,), -1)  # sample number -> its row in the choice
+        self._place[chosen.indices] = torch.arange(len(chosen.indices))
 
     def _check(self, chosen: Chosen) -> None:
         indices = chosen.indices
@@ -144,11 +149,9 @@ class Selector:
     def _batches(self, indices: torch.Tensor | None) -> Iterator[Mapping[str, Any]]:
         trainer, size = self.trainer, 4 * self.trainer.args.train_batch_size
         numbers = range(self.size) if indices is None else indices.tolist()
-        fetch = getattr(trainer.plain_dataset, "__getitems__", None)
         for start in range(0, len(numbers), size):
-            rows = list(numbers[start : start + size])
-            samples = fetch(rows) if fetch else [trainer.plain_dataset[i] for i in rows]
-            yield trainer._prepare_inputs(trainer.data_collator(samples))
+            rows = numbers[start : start + size]
+            yield trainer._prepare_inputs(trainer.data_collator(fetch(trainer.plain_dataset, rows)))
 
     @torch.no_grad()
     def _outputs(self, side: str, indices: torch.Tensor | None) -> torch.Tensor:
@@ -158,16 +161,16 @@ class Selector:
             raise RecipeError("the selection asks the teacher, but there is none", where="teacher")
         model = trainer.model.student if side == "student" else live.model
         name = self.policy.on if side == "student" else self.policy.teacher_on or self.policy.on
-        taps = Taps(model, [name] if "@" in name else [], where="selection")
+        outputs, inside = outputs_and_taps(name)
+        taps = Taps(model, inside, where="selection")
         pick = model_inputs(model, own="" if side == "student" else "teacher_")
         was_training, rows = model.training, []
         model.eval()
         try:
             for batch in self._batches(indices):
                 with trainer.accelerator.autocast():
-                    signal = observe(model, pick(batch), taps, [] if "@" in name else [name], taps.paths)
-                value = signal.tapped[name] if "@" in name else signal.outputs[name]
-                rows.append(value.float().cpu())
+                    signal = observe(model, pick(batch), taps, outputs, inside)
+                rows.append(read_output(signal, name).float().cpu())
         finally:
             taps.remove()
             model.train(was_training)
@@ -191,16 +194,3 @@ class _SelectedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         yield from self._selector.order(self._selector.epoch)
-
-
-class SelectBeforeEpoch(TrainerCallback):
-    """Lets the policy choose when an epoch begins: before its data loader starts workers or draws an index."""
-
-    def __init__(self, selector: Selector):
-        self._selector = selector
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Choose for the epoch that begins, or that is gone on with."""
-        steps = -(-len(train_dataloader) // args.gradient_accumulation_steps)
-        self._selector.begin(state.global_step // steps)
-        self._selector.tell()

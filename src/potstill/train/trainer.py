@@ -19,20 +19,21 @@ from torch.nn.utils import clip_grads_with_norm_
 from transformers import PrinterCallback
 
 from potstill.data.selection import SelectionPolicy
+from potstill.data.sources import fetch
 from potstill.errors import InputError, IntegrityError, RecipeError
 from potstill.objectives import Objective
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal
-from potstill.teachers import LiveTeacher
+from potstill.teachers import LiveTeacher, live_teachers
 from potstill.train.arguments import DistillationArguments
-from potstill.train.epochs import TellEpoch
+from potstill.train.epochs import BeforeEpoch
 from potstill.train.guard import Guard
 from potstill.train.history import History
 from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.resumable import ResumableTrainer
 from potstill.train.rounds import Rounds
-from potstill.train.selecting import SelectBeforeEpoch, Selector
+from potstill.train.selecting import Selector
 from potstill.train.sharding import apart, gradient_norm, is_sharded, shard, whole_student
 from potstill.train.workers import start_worker
 
@@ -81,7 +82,8 @@ class DistillationTrainer(ResumableTrainer):
         **kwargs: Any,
     ):
         module = student if isinstance(student, DistillModule) else DistillModule(student, objectives or [])
-        self.teachers = live_teachers(teacher, module)
+        named = teacher if isinstance(teacher, Mapping) else {} if teacher is None else {TEACHER: teacher}
+        self.teachers = live_teachers(named, module.outputs_of, module.taps_of)
         for name in module.teacher_names:
             if name not in self.teachers:
                 what = "the objectives compare with a teacher, but there is none"
@@ -102,8 +104,6 @@ class DistillationTrainer(ResumableTrainer):
             one.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
-        if hasattr(train_dataset, "set_epoch"):
-            self.add_callback(TellEpoch(train_dataset))
         if args.n_gpu > 1:
             raise InputError(
                 "several GPUs in one process would use DataParallel, which splits the teacher's signal wrongly",
@@ -137,7 +137,9 @@ class DistillationTrainer(ResumableTrainer):
             one.to(args.device)
         if selection is not None:
             self.selector = Selector(selection, self)
-            self.add_callback(SelectBeforeEpoch(self.selector))
+        told = [train_dataset.set_epoch] if hasattr(train_dataset, "set_epoch") else []
+        told += [self.selector.begin_and_tell] if self.selector is not None else []
+        self.add_callback(BeforeEpoch(*told))
         self._build_parts()
 
     @property
@@ -198,9 +200,7 @@ class DistillationTrainer(ResumableTrainer):
             yield batch, {name: self.teachers[name].signal(batch) for name in names}
 
     def _collate(self, indices: Sequence[int], dataset: Any = None) -> dict[str, Any]:
-        indices, dataset = list(indices), self.train_dataset if dataset is None else dataset
-        fetch = getattr(dataset, "__getitems__", None)
-        batch = self.data_collator(fetch(indices) if fetch else [dataset[i] for i in indices])
+        batch = self.data_collator(fetch(self.train_dataset if dataset is None else dataset, indices))
         return batch if self.selector is None else self.selector.marked(batch)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -479,14 +479,3 @@ def _add(window: dict[str, list[float]], name: str, total: float, count: float) 
     kept = window.setdefault(name, [0.0, 0.0])
     kept[0] += total
     kept[1] += count
-
-
-def live_teachers(teacher: Any, module: DistillModule) -> dict[str, LiveTeacher]:
-    """Return teachers by name, each ready to return what the objectives read of it."""
-    named = teacher if isinstance(teacher, Mapping) else {} if teacher is None else {TEACHER: teacher}
-    return {
-        name: LiveTeacher(model, outputs=module.outputs_of(name), taps=module.taps_of(name))
-        if isinstance(model, nn.Module)
-        else model
-        for name, model in named.items()
-    }

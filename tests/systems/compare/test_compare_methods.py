@@ -139,3 +139,10 @@ def test_a_schedule_that_only_warms_up_is_refused():
 def test_every_drop_in_loss_can_stand_in_the_toy_recipe():
     for name in drop_in_losses():
         assert applied(name).objectives[0].loss == name
+
+
+def test_a_builder_around_another_is_laid_around_the_students_own():
+    recipe = applied("lelp", objectives=[{"loss": "kd_kl", "on": "logits"}])
+    base = load_recipe(toy_recipe()).student.model_dump()
+    assert (recipe.student.builder, recipe.student.model_dump()["of"]) == ("wide_head", base)
+    assert recipe.objectives[0].loss == "lelp"

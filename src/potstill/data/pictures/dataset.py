@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from potstill.data.pictures.options import PictureOptions
 from potstill.data.pictures.render import ODD_STYLES, WORDS, Look, extra_look, hide_squares, odd_style, paint
 from potstill.data.scenes.draws import make_key, uniforms
+from potstill.data.sources import check_index
 
 UNLABELLED = -100
 VALUES_AROUND = 0.5  # mean and standard deviation of the normalisation, in every channel: 0 to 1 becomes -1 to 1
@@ -96,7 +96,7 @@ class PictureDataset(Dataset):
 
         With masks also ``class_map`` ``[V, H, W]``.
         """
-        numbers = np.array([self._check_index(index) for index in indices], dtype=np.int64)
+        numbers = np.array([check_index(index, self.size) for index in indices], dtype=np.int64)
         drawn = self.draw(numbers)
         is_junk = self.is_junk(numbers)
         labels, truth = self.labels_of(numbers), np.where(is_junk, UNLABELLED, self.class_of[drawn.things])
@@ -182,11 +182,3 @@ class PictureDataset(Dataset):
         if options.augment == "strong":
             pictures = hide_squares(pictures, uniforms(make_key(moment, "square"), numbers, 3))
         return pictures, cover
-
-    def _check_index(self, index: int) -> int:
-        index = operator.index(index)
-        if index < 0:
-            index += self.size
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
-        return index

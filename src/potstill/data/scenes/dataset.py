@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from potstill.data.scenes.wording import (
     name_list,
 )
 from potstill.data.scenes.world import World
+from potstill.data.sources import check_index
 from potstill.errors import InputError, suggest
 
 TASKS = ("caption", "vqa", "entailment", "nlvr2", "retrieval", "translation", "segmentation", "grounding")
@@ -145,7 +145,7 @@ class SceneDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return the samples of a batch; the pictures share one block of memory."""
-        indices = [self._check_index(index) for index in indices]
+        indices = [check_index(index, self.size) for index in indices]
         samples = []
         for index, task, draws in zip(indices, self.tasks_of(indices), draws_for(self._scene_key, indices)):
             sample = self._makers[task](draws)
@@ -189,14 +189,6 @@ class SceneDataset(Dataset):
             return []
         text = sample["text"]
         return [(text.index(p) + len(p), 1 << cell) for cell, p in enumerate(POSITIONS) if p in text]
-
-    def _check_index(self, index: int) -> int:
-        index = operator.index(index)
-        if index < 0:
-            index += self.size
-        if not 0 <= index < self.size:
-            raise IndexError(f"sample {index} of {self.size}")
-        return index
 
     def _make_caption(self, draws: Draws) -> dict[str, Any]:
         scene = self.world.builder.build(draws)

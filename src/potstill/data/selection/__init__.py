@@ -3,8 +3,7 @@
 Names are loaded on first use, so importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import Any
+from potstill._lazy import lazy_names
 
 _HOMES = {
     "ActiveDistillSelection": "active_policy",
@@ -28,19 +27,6 @@ _HOMES = {
     "select_web_instances": "web_instances",
     "systematic_sample": "active_distill",
 }
-_POLICIES = ("active_policy", "web_policy")  # a policy is in the registry once its file is imported
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for file in _POLICIES if name == "SELECTIONS" else ():
-        import_module(f"{__name__}.{file}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, globals(), _HOMES, ("SELECTIONS",))

@@ -156,6 +156,7 @@ def _labels_for(on: str | None, base: Recipe, where: str) -> str:
             f'the labels of "{on}" are not known: the recipe has no label objective on it',
             where=where,
             got=sorted(same),
+            hint="Name them in the recipe, in the field labels of this objective.",
         )
     return same.pop()
 
@@ -179,6 +180,8 @@ def _with_recipe(method: Method, base: Recipe) -> dict[str, Any]:
     data, other = base.model_dump(), load_recipe(method.source).model_dump()
     data |= {key: other[key] for key in ("objectives", "policy", "selection", "teachers")}
     data["teacher"] = data["teacher"] or other["teacher"]
+    if other["student"] and "of" in other["student"]:  # a builder around another: around the base's student
+        data["student"] = {**other["student"], "of": data["student"]}
     if other["stages"]:
         # Its own steps are kept as shares of the budget.
         data["stages"] = [
