@@ -5,8 +5,8 @@ A step is all that training does: data, teacher, student, loss, backward, optimi
 
     OMP_NUM_THREADS=1 python benchmarks/method_cost.py
 
-Replaces ``benchmarks/results/method_cost.csv``: processor milliseconds of the median step, the ratio of the medians over
-the repetitions, and the largest sum of live allocations in a step above what was live before.
+Replaces ``benchmarks/results/method_cost.csv``: processor milliseconds of the median step, the ratio of the medians
+over the repetitions, and the largest sum of live allocations in a step above what was live before.
 """
 
 from __future__ import annotations
