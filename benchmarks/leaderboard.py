@@ -1,42 +1,76 @@
 """The leaderboard: every method at equal steps on two tasks, naming emoji and reading digits, over five seeds.
 
-A thin shell around ``potstill compare``: it asks for the same methods on all tasks and copies what comes out to
-``benchmarks/results``. Run from the repository root, as often as needed (finished runs are skipped)::
+A thin shell around ``potstill compare``: it asks for the same methods on all tasks of a group and copies what comes out
+to ``benchmarks/results``. Run from the repository root, as often as needed (finished runs are skipped)::
 
-    OMP_NUM_THREADS=1 python benchmarks/leaderboard.py
+    OMP_NUM_THREADS=1 python benchmarks/leaderboard.py                    # the group "main"
+    OMP_NUM_THREADS=1 python benchmarks/leaderboard.py --group web
+    OMP_NUM_THREADS=1 python benchmarks/leaderboard.py --tasks kd-digits  # a part of a group
 
 ``leaderboard_runs.csv`` has a row per run, ``leaderboard.csv`` one per task, budget, measure and method; each row says
-on which machine, when and from which commit. ``--trials 8`` tunes every method first. Methods that need more than an
-output and labels are recipes of their own, laid over the task's: those of the catalogue and those in ``methods/``.
+on which machine, when and from which commit. Rows of other tasks stay. ``--trials 8`` tunes every method first. Methods
+that need more than an output and labels are recipes of their own, laid over the task: those of the catalogue and those
+in ``methods/``. Methods made for a situation have tasks with it in ``tasks/``, and a group with their rivals.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, origin, summary_of, write_rows
+from _record import RESULTS, origin, read_rows, summary_of, write_rows
 
-HERE = Path(__file__).parent / "methods"
-TASKS = ("kd-digits", "kd-emoji-cnn")
-# The reference comes first. A name of the catalogue stands for its recipe's objectives, a file for those in it.
+HERE = Path(__file__).parent
+
+
+def files(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{HERE}/{folder}/{name}.yaml" for name in names)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks on which the same methods are compared; the first is what the others are compared with.
+
+    A name of the catalogue stands for its recipe's objectives, a file for those in it.
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    budget: str = "steps=400"
+    overrides: tuple[str, ...] = ()
+
+
 METHODS = (
     *("kd_kl", "labels", "dkd", "dist_loss", "reverse_kl", "generalized_jsd", "tv_distance"),
-    *("pld", "sinkd", "kdpp-nd", "kd3"),
-    *(f"{HERE}/{name}.yaml" for name in ("lelp", "vlm-ood")),
-    *(f"{HERE}/{name}.yaml" for name in ("hinton", "hinton+sinkd", "hinton+trg", "hinton+mi-alpha")),
+    *("pld", "sinkd", "kdpp-nd", "kd3", *files("methods", "lelp", "vlm-ood")),
+    *files("methods", "hinton", "hinton+sinkd", "hinton+trg", "hinton+mi-alpha"),
 )
 # As many pictures as both tasks have: surveys and selections look at all of them.
 SAME = ("data.pool=7000", "train.checkpoint_every=400")
+GROUPS = {
+    "main": Group(("kd-digits", "kd-emoji-cnn"), METHODS, overrides=SAME),
+    "web": Group(files("tasks", "web-digits", "web-emoji"), ("kd_kl", *files("methods", "hinton"), "kd3")),
+    "two classes": Group(files("tasks", "parity-digits"), ("kd_kl", "labels", "lelp"), "steps=1500"),
+    "bought labels": Group(
+        files("tasks", "bought-digits", "bought-emoji"),
+        (*files("methods", "buy-random", "buy-margin", "buy-entropy", "buy-robust_active"), "labels"),
+        "steps=300",
+    ),
+    "new classes": Group(
+        files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=900"
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default=",".join(TASKS), help="recipes, with commas")
-    parser.add_argument("--methods", default=",".join(METHODS), help="methods, with commas; the first is the reference")
-    parser.add_argument("--budget", default="steps=400")
+    parser.add_argument("--group", choices=list(GROUPS), default="main")
+    parser.add_argument("--tasks", help="recipes, with commas; those of the group if left out")
+    parser.add_argument("--methods", help="methods, with commas, the reference first; those of the group if left out")
+    parser.add_argument("--budget", help="the group's if left out")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--trials", type=int, default=0)
@@ -44,28 +78,38 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/leaderboard"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=RESULTS / "leaderboard_runs.csv")
     options = parser.parse_args()
+    group = GROUPS[options.group]
     summary = summary_of(options.out)
     made = origin()
 
     from potstill.systems.compare import compare
 
     done = compare(
-        options.tasks.split(","),
-        options.methods.split(","),
-        budget=options.budget,
-        out=options.folder,
+        options.tasks.split(",") if options.tasks else group.tasks,
+        options.methods.split(",") if options.methods else group.methods,
+        budget=options.budget or group.budget,
+        out=options.folder / options.group.replace(" ", "-"),
         seeds=options.seeds,
         jobs=options.jobs,
         trials=options.trials,
-        overrides=[*SAME, *options.overrides],
+        overrides=[*group.overrides, *options.overrides],
         progress=tell,
     )
     # A run says itself where it was made: it may be older than this call, or come from another machine.
-    write_rows(options.out, [{k: rounded(v) for k, v in row.items()} for row in done.rows])
-    write_rows(summary, [{**{k: rounded(v) for k, v in row.items()}, **made} for row in done.summary])
+    replace(options.out, [{k: rounded(v) for k, v in row.items()} for row in done.rows])
+    replace(summary, [{**{k: rounded(v) for k, v in row.items()}, **made} for row in done.summary])
     print(f"{options.out}\n{summary}\n{done.page}")
     if done.failures:
         raise SystemExit(f"{len(done.failures)} runs failed; the same command tries them again")
+
+
+def replace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows in the place of those of the same recipe and budget; others stay. A task has the columns it has."""
+    here = {(row["recipe"], row["budget"]) for row in rows}
+    kept = [row for row in read_rows(path) if (row["recipe"], row["budget"]) not in here]
+    together = [*kept, *rows]
+    columns = dict.fromkeys(name for row in together for name in row)
+    write_rows(path, [{name: row.get(name, "") for name in columns} for row in together])
 
 
 def rounded(value: Any) -> Any:

@@ -41,3 +41,29 @@ def test_the_script_writes_runs_and_summary_with_their_origin(tmp_path, monkeypa
     assert float(summary[0]["difference"]) == pytest.approx(0.03)
     assert all(row["machine"] and row["date"] and row["commit"] for row in summary)
     assert str(tmp_path / "toy.csv") in capsys.readouterr().out
+
+
+def test_every_method_of_a_group_goes_with_its_tasks(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS.parent / "benchmarks"))
+    from leaderboard import GROUPS
+
+    from potstill.recipe import load_recipe
+    from potstill.systems.compare.methods import apply_method, find_method
+
+    for group in GROUPS.values():
+        for task in group.tasks:
+            base = load_recipe(task, list(group.overrides))
+            recipes = [apply_method(find_method(method), base) for method in group.methods]
+            assert len({str(recipe) for recipe in recipes}) == len(recipes)
+
+
+def test_rows_of_other_tasks_stay(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS.parent / "benchmarks"))
+    from leaderboard import replace
+
+    path = tmp_path / "runs.csv"
+    replace(path, [{"recipe": "a", "budget": "steps-4", "score": 1}, {"recipe": "b", "budget": "steps-4", "score": 2}])
+    replace(path, [{"recipe": "b", "budget": "steps-4", "score": 3, "score.novel": 4}])
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["recipe"], row["score"], row["score.novel"]) for row in rows] == [("a", "1", ""), ("b", "3", "4")]
