@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from leaderboard_tables import hit_rate, leaderboard
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
@@ -300,6 +302,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "emoji teachers": ("docs/data/emoji.md", picture_teachers("emoji_teacher_scores.csv", "kd-emoji")),
     "digit teachers": ("docs/data/digits.md", picture_teachers("digits_teacher_scores.csv", "kd-digits")),
     "mechanism": ("docs/policies/optima.md", mechanism),
+    "leaderboard": ("docs/which-method.md", leaderboard),
+    "hit rate": ("docs/which-method.md", hit_rate),
 }
 
 

@@ -48,10 +48,10 @@ class Run:
 
 def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progress) -> Run:
     """Export, measure and report, on the first process. Can be repeated: everything is written anew."""
-    if not folder.is_writer:
-        return Run(folder.path, built.student, {})
-    device = built.trainer.args.device
     student = finish_student(built.student).requires_grad_(True).eval()
+    if not folder.is_writer:
+        return Run(folder.path, student, {})
+    device = built.trainer.args.device
     progress({"event": "measure", "what": "export"})
     export_student(
         student, folder / "student", processor=built.source.processor, batch=built.source.example(), overwrite=True

@@ -379,8 +379,14 @@ class DistillationTrainer(ResumableTrainer):
         return Probe(batches, [self.signals(b) for b in batches])
 
     def whole_student(self) -> nn.Module:
-        """Return the student as a plain model on every rank: gathered if it is sharded, else itself."""
-        return whole_student(self.model)
+        """Return the student as a plain model, alike on every rank: gathered if it is sharded, else itself."""
+        student = whole_student(self.model)
+        if self.args.world_size > 1:
+            for buffer in student.buffers():  # running statistics are those of each rank's own rows: the first's count
+                first = buffer.detach().to(self.args.device)
+                dist.broadcast(first, 0)
+                buffer.copy_(first)
+        return student
 
     def _agree(self, arm: int) -> int:
         """Take rank 0's choice on every rank."""
