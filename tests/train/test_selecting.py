@@ -7,7 +7,8 @@ from toy_models import Toy, ToyData, collate, objectives, trainer
 from potstill.data.selection import Chosen, SelectionPolicy
 from potstill.errors import InputError, RecipeError
 from potstill.objectives import Objective, Where
-from potstill.train import DistillationTrainer
+from potstill.teachers import LiveTeacher
+from potstill.train import DistillationTrainer, DistillModule
 
 
 class Surest(SelectionPolicy):
@@ -150,3 +151,16 @@ def test_the_teacher_can_be_asked_about_some_samples(tmp_path):
             return super().choose(pool, epoch)
 
     selecting(tmp_path, Asking(), batch=4, steps=1).train()
+
+
+def test_both_models_are_asked_with_the_inputs_the_run_gives_them(tmp_path):
+    class NoMask(Toy):
+        def forward(self, pixels, words, words_mask=None):
+            assert words_mask is None
+            return super().forward(pixels, words)
+
+    plain, inputs = trainer(tmp_path, data=ToyData(size=48), batch=4, steps=3), ["pixels", "words"]
+    module = DistillModule(NoMask(4, 1), objectives(), inputs=inputs)
+    live = LiveTeacher(NoMask(), outputs=module.teacher_outputs, taps=module.teacher_taps, inputs=inputs)
+    settings = {"args": plain.args, "train_dataset": plain.train_dataset, "data_collator": collate}
+    DistillationTrainer(module, teacher=live, selection=Surest(share=1 / 6), **settings).train()

@@ -39,7 +39,7 @@ class LiveTeacher:
         self.model = model.requires_grad_(False).eval()
         self.outputs = list(outputs)
         self._taps = Taps(model, taps, where="teacher taps")
-        self._inputs = model_inputs(model, inputs, own="teacher_")
+        self.pick = model_inputs(model, inputs, own="teacher_")
 
     @property
     def taps(self) -> list[str]:
@@ -63,7 +63,7 @@ class LiveTeacher:
         # eval() walks all modules and sets each, every step; looking is enough, and somebody may have called train().
         if any(module.training for module in self.model.modules()):
             self.model.eval()
-        return observe(self.model, self._inputs(batch), self._taps, self.outputs, self.taps if taps is None else taps)
+        return observe(self.model, self.pick(batch), self._taps, self.outputs, self.taps if taps is None else taps)
 
     def refuse_sharing(self, student: nn.Module) -> None:
         """Raise if teacher and student share a parameter: freezing one would freeze the other."""

@@ -73,7 +73,7 @@ class DistillModule(nn.Module):
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
-        self._inputs = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
+        self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
     @property
     def modules_named(self) -> list[str]:
@@ -128,7 +128,7 @@ class DistillModule(nn.Module):
         with ExitStack() as around:
             contexts = dict.fromkeys(o.around for o in chosen if o.around is not None)
             notes = {context: around.enter_context(context(self.student)) for context in contexts}
-            signal = observe(self.student, self._inputs(batch), self._taps, outputs, taps)
+            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps)
         signal.notes = notes
         return signal
 

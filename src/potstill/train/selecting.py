@@ -14,7 +14,6 @@ from potstill.data.sources import fetch
 from potstill.errors import InputError, IntegrityError, RecipeError
 from potstill.objectives.base import outputs_and_taps, read_output
 from potstill.taps import Taps, observe
-from potstill.taps.inputs import model_inputs
 
 if TYPE_CHECKING:
     from potstill.train.trainer import DistillationTrainer
@@ -159,11 +158,10 @@ class Selector:
         live = trainer.teacher
         if side == "teacher" and live is None:
             raise RecipeError("the selection asks the teacher, but there is none", where="teacher")
-        model = trainer.model.student if side == "student" else live.model
+        model, pick = (trainer.model.student, trainer.model.pick) if side == "student" else (live.model, live.pick)
         name = self.policy.on if side == "student" else self.policy.teacher_on or self.policy.on
         outputs, inside = outputs_and_taps(name)
         taps = Taps(model, inside, where="selection")
-        pick = model_inputs(model, own="" if side == "student" else "teacher_")
         was_training, rows = model.training, []
         model.eval()
         try:
