@@ -52,7 +52,10 @@ METHODS = (
 SAME = ("data.pool=7000", "train.checkpoint_every=400")
 GROUPS = {
     "main": Group(("kd-digits", "kd-emoji-cnn"), METHODS, overrides=SAME),
-    "web": Group(files("tasks", "web-digits", "web-emoji"), ("kd_kl", *files("methods", "hinton"), "kd3")),
+    "web": Group(
+        files("tasks", "web-digits", "web-emoji"),
+        ("kd_kl", *files("methods", "hinton"), "kd3", *files("methods", "kd3-balanced")),
+    ),
     "two classes": Group(files("tasks", "parity-digits"), ("kd_kl", "labels", "lelp"), "steps=1500"),
     "bought labels": Group(
         files("tasks", "bought-digits", "bought-emoji"),

@@ -129,3 +129,22 @@ def test_other_classes_an_empty_pool_and_nan_are_refused():
     student[3, 1] = torch.nan
     with pytest.raises(InputError, match="NaN in row 3"):
         select_web_instances(teacher, student, keep_ratio=1)
+
+
+def test_balanced_keeps_a_share_of_every_class_and_as_many_in_all():
+    draws = torch.Generator().manual_seed(5)
+    teacher = torch.randn(60, 3, generator=draws) + 4 * torch.eye(3)[torch.arange(60) % 3] * torch.tensor([1.0, 2, 3])
+    plain, balanced = (select_web_instances(teacher, None, keep_ratio=0.5, balanced=b) for b in (False, True))
+    classes = teacher.argmax(1)
+    assert len(plain) == len(balanced) == 30
+    assert (classes[plain.indices].bincount(minlength=3) - classes.bincount() / 2).abs().max() > 3
+    assert (classes[balanced.indices].bincount(minlength=3) - classes.bincount() / 2).abs().max() <= 1
+    for c in range(3):  # of each class the most certain
+        kept = balanced.scores[balanced.indices][classes[balanced.indices] == c]
+        assert kept.min() >= balanced.scores[classes == c].sort(descending=True).values[: len(kept)].min()
+    assert (balanced.weights[:-1] >= balanced.weights[1:]).all()
+
+
+def test_a_threshold_cannot_be_balanced():
+    with pytest.raises(InputError, match="same for all classes"):
+        select_web_instances(torch.zeros(3, 2), None, threshold=0.1, balanced=True)

@@ -40,6 +40,7 @@ def select_web_instances(
     *,
     keep_ratio: float | None = None,
     threshold: float | None = None,
+    balanced: bool = False,
 ) -> Selection:
     """Keep the images on which the joint prediction of teacher and student is most certain.
 
@@ -54,14 +55,17 @@ def select_web_instances(
             learned nothing yet.
         keep_ratio: Keep this share of the pool, in (0, 1], rounded up; at least one image.
         threshold: Or keep all whose score is at least this; that may be none.
+        balanced: With keep_ratio: keep this share of every class, as the teacher sees it, in place of the pool. Scores
+            differ between classes, and a class that is not learned in one epoch scores lower in the next: without it
+            whole classes can vanish (``docs/data/web-images.md``). Ours, not the paper's.
 
     Returns:
         The selection: scores are max over k of a p_T + (1 - a) p_S with a = max p_T / (max p_T + max p_S), and the
         weights are the scores. Of equal scores the smaller place comes first.
 
     Raises:
-        InputError: both or neither of keep_ratio and threshold; keep_ratio outside (0, 1]; threshold not finite;
-            logits with NaN, or not floating point.
+        InputError: both or neither of keep_ratio and threshold; keep_ratio outside (0, 1]; threshold not finite, or
+            with balanced; logits with NaN, or not floating point.
         ShapeError: not ``(n, K)``; n or K differ; n = 0.
 
     Source:
@@ -85,6 +89,8 @@ def select_web_instances(
         raise InputError("keep_ratio does not fit", where=_HERE, expected="a share in (0, 1]", got=keep_ratio)
     if threshold is not None and not math.isfinite(threshold):
         raise InputError("threshold does not fit", where=_HERE, expected="a finite number", got=threshold)
+    if balanced and threshold is not None:
+        raise InputError("a threshold is the same for all classes", where=_HERE, expected="keep_ratio with balanced")
     p = p_teacher = _probabilities(teacher_logits, "teacher")
     if student_logits is not None:
         p_student = _probabilities(student_logits, "student").to(p_teacher)
@@ -105,8 +111,22 @@ def select_web_instances(
         number = max(1, math.ceil(keep_ratio * len(scores) - 1e-9))
     else:
         number = int((scores >= threshold).sum())
+    if balanced:
+        kept = _shares_of_classes(order, p_teacher.argmax(1)).argsort(stable=True)[:number]
+        order = order[kept.sort().values]
     indices = order[:number]
     return Selection(indices, scores[indices], labels[indices], scores)
+
+
+def _shares_of_classes(order: Tensor, classes: Tensor) -> Tensor:
+    """Return, for every image in the given order, which share of its class comes before it."""
+    ordered = classes[order]
+    by_class = ordered.argsort(stable=True)
+    sizes = ordered.bincount()
+    first = sizes.cumsum(0) - sizes
+    place = torch.empty_like(by_class)
+    place[by_class] = torch.arange(len(order), device=order.device)
+    return (place - first[ordered] + 0.5) / sizes[ordered]
 
 
 def _probabilities(logits: Tensor, side: str) -> Tensor:

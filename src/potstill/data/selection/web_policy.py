@@ -24,6 +24,7 @@ class WebInstancePolicy(SelectionPolicy):
     Args:
         keep_ratio: Share of the pool to keep, in (0, 1].
         threshold: Or all images whose score is at least this.
+        balanced: Keep ``keep_ratio`` of every class the teacher sees, not of the pool: no class vanishes.
         warmup_epochs: In so many epochs at the start the teacher alone decides: the student knows nothing yet.
         epoch_samples: Length of an epoch, the same in all; None = what keep_ratio keeps, and with a threshold the size
             of the pool. Fewer images than that are repeated.
@@ -41,6 +42,7 @@ class WebInstancePolicy(SelectionPolicy):
         keep_ratio: float | None = None,
         threshold: float | None = None,
         *,
+        balanced: bool = False,
         warmup_epochs: int = 1,
         epoch_samples: int | None = None,
         on: str = "logits",
@@ -55,6 +57,9 @@ class WebInstancePolicy(SelectionPolicy):
         for field, value, least in (("warmup_epochs", warmup_epochs, 0), ("epoch_samples", epoch_samples, 1)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise InputError("does not fit", where=field, expected=f"a whole number from {least}", got=value)
+        if balanced and keep_ratio is None:
+            raise InputError("a threshold is the same for all classes", where="balanced", expected="with keep_ratio")
+        self.balanced = balanced
         self.keep_ratio, self.threshold, self.warmup_epochs = keep_ratio, threshold, warmup_epochs
         self.epoch_samples, self.on, self.teacher_on = epoch_samples, on, teacher_on
         self._teacher: Tensor | None = None
@@ -70,7 +75,9 @@ class WebInstancePolicy(SelectionPolicy):
         if self._teacher is None:
             self._teacher = pool.teacher(None)
         student = None if epoch < self.warmup_epochs else pool.student()
-        chosen = select_web_instances(self._teacher, student, keep_ratio=self.keep_ratio, threshold=self.threshold)
+        chosen = select_web_instances(
+            self._teacher, student, keep_ratio=self.keep_ratio, threshold=self.threshold, balanced=self.balanced
+        )
         highest = chosen.scores.max().item()
         if not len(chosen):
             raise InputError(
