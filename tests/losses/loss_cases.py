@@ -315,7 +315,7 @@ CASES = [
         loses_digits=True,
         differentiates_twice=False,
     ),
-    Case("trg_local_loss", _trg_local, (4,), (6,), (), loss=trg_local_loss, differentiates_twice=False, **TOKENS),
+    Case("trg_local_loss", _trg_local, (4,), (6,), (), loss=trg_local_loss, **TOKENS),
     Case(
         "trg_local_loss_mean",
         _trg_local_mean,
@@ -323,7 +323,6 @@ CASES = [
         (4,),
         (),
         loss=trg_local_loss,
-        differentiates_twice=False,
         detaches_a_part=True,
         **TOKENS,
     ),

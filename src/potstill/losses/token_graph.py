@@ -211,18 +211,25 @@ def _graph(tokens: Tensor, k: int, sigma: float | str) -> tuple[Tensor, Tensor]:
 def _kl_of_graphs(near_s: Tensor, ours: Tensor, near_t: Tensor, theirs: Tensor) -> Tensor:
     """Return KL(student || teacher) of the softmax of each row of both graphs, ``(M,)``.
 
-    Where a graph has no edge its weight is 0: all but 2 k of M entries of a row are alike in both, so a row's
-    normaliser is Z = M + sum(e^A - 1) over edges, and KL = sum p (A_s - A_t) - log(Z_s / Z_t). Differences are taken
-    edge by edge, so that graphs that are nearly equal keep their digits.
+    Where a graph has no edge its weight is 0: all but 2 k of M entries of a row are alike in both, and a row's
+    normaliser is Z = M + sum(e^A - 1) over edges. As in ``kl_rows`` the terms are p (r + e^-r - 1) with r = log(p / q),
+    which are all at least 0, so that graphs that are nearly equal keep their digits.
     """
     M = ours.shape[1]
     there = ours.new_zeros(M, M).scatter(0, near_t, theirs).gather(0, near_s)  # the teacher's weight on our edges
     is_ours = torch.zeros(M, M, dtype=torch.bool, device=ours.device).scatter(0, near_s, True)
-    only_theirs = theirs.masked_fill(is_ours.gather(0, near_t), 0)
+    is_new = ~is_ours.gather(0, near_t)  # the teacher's edges that are not ours
     Z_t = M + _by_row(near_t, theirs.expm1())
-    change = _by_row(near_s, ours.expm1() - there.expm1()) - _by_row(near_t, only_theirs.expm1())  # Z_s - Z_t
-    moved = _by_row(near_s, ours.exp() * (ours - there)) - _by_row(near_t, only_theirs)
-    return moved / (Z_t + change) - torch.log1p(change / Z_t)
+    change = _by_row(near_s, ours.expm1() - there.expm1()) - _by_row(near_t, theirs.expm1() * is_new)  # Z_s - Z_t
+    rest = -torch.log1p(change / Z_t)  # log(p / q) where neither has an edge
+    total = _by_row(near_s, ours.exp() * _above_0(ours - there + rest[near_s]))
+    total = total + _by_row(near_t, _above_0(rest[near_t] - theirs) * is_new)
+    edges = _by_row(near_s, torch.ones_like(theirs)) + _by_row(near_t, is_new.to(theirs.dtype))
+    return (total + (M - edges) * _above_0(rest)) / (Z_t + change)
+
+
+def _above_0(r: Tensor) -> Tensor:
+    return r + torch.expm1(-r)
 
 
 def _by_row(near: Tensor, values: Tensor) -> Tensor:
