@@ -324,6 +324,7 @@ CASES = [
         (),
         loss=trg_local_loss,
         detaches_a_part=True,
+        differentiates_twice=False,  # of the part that is not detached only
         **TOKENS,
     ),
     Case("trg_global_loss", _trg_global, (4,), (4,), (), loss=trg_global_loss, costs_equal_models=True, **TOKENS),
