@@ -65,6 +65,16 @@ GROUPS = {
     "new classes": Group(
         files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=900"
     ),
+    # These two need the teachers that tasks/teach-digits-*.yaml make.
+    "several teachers": Group(
+        files("tasks", "two-teachers-digits"),
+        ("kd_kl", "labels", *files("methods", "mean-of-teachers-digits", "meal-v2-digits")),
+    ),
+    "tokens of two teachers": Group(
+        files("tasks", "vit-digits"),
+        ("kd_kl", "labels", *files("methods", "hybrid-both", "hybrid-feature", "hybrid-relation")),
+        "steps=1000",
+    ),
 }
 
 

@@ -16,6 +16,8 @@ TASKS = {
     "bought-emoji": "Which soft labels to buy: emoji in a style unknown to the teacher",
     "novel-digits": "New classes of digits",
     "novel-emoji": "New classes of emoji",
+    "two-teachers-digits": "Two teachers of digits",
+    "vit-digits": "Digits for a small ViT, two ViTs as teachers",
 }
 SPLITS = {
     "score.heldout_style": "style never seen",
@@ -35,6 +37,9 @@ PAGES = {
     "kd3": "data/web-images.md",
     "hinton+trg": "losses/trg.md",
     "hinton+mi-alpha": "losses/mi-alpha.md",
+    **dict.fromkeys(("meal-v2-digits", "mean-of-teachers-digits"), "losses/meal-v2.md"),
+    **dict.fromkeys(("hybrid-both", "hybrid-feature", "hybrid-relation"), "losses/hybrid-distill.md"),
+    "kd3-balanced": "data/web-images.md",
     "crkd-ncd": "losses/class-relation.md",
     **{f"buy-{name}": "data/active-selection.md" for name in ("random", "margin", "entropy", "robust_active")},
 }
