@@ -12,6 +12,7 @@ from potstill.models.load import load_model, packaged_models
 from potstill.run.check import check_fit
 
 TEACHERS = {
+    "emoji-vit": (build_emoji, 0.93),
     "emoji-cnn": (build_emoji, 0.95),
     "digits-cnn": (build_digits, 0.95),
     "digits-parity": (partial(build_digits, target="binary"), 0.93),

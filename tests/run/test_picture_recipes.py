@@ -31,10 +31,13 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """The folder of a tiny run of teach-emoji-vit."""
-    folder = tmp_path_factory.mktemp("emoji") / "vit"
-    distill("teach-emoji-vit", folder, overrides=[*SMALL, *EMOJI, *VIT, "objectives[1].classes=12"])
-    return folder
+    """The folder of a tiny run of teach-emoji-vit, after one of the CNN whose answers it goes on with."""
+    folder = tmp_path_factory.mktemp("emoji")
+    distill("teach-emoji-cnn", folder / "cnn", overrides=[*SMALL, *EMOJI, CNN])
+    classes = ["objectives[1].classes=12", "stages[1].objectives[2].classes=12"]
+    second = [f"stages[1].teacher.model={folder / 'cnn' / 'student'}", "stages[1].train={steps: 3}"]
+    distill("teach-emoji-vit", folder / "vit", overrides=[*SMALL, *EMOJI, *VIT, *classes, *second])
+    return folder / "vit"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_a_vit_knows_the_names_and_leaves_its_read_out_behind(vit):
     assert model.config.num_labels == len(model.config.id2label) == 12
     assert not any("patches" in name for name in model.state_dict())
     rows = [json.loads(line) for line in (vit / "history.jsonl").read_text().splitlines()]
-    assert {name for row in rows for name in row.get("terms", ())} == {"name", "patches"}
+    assert {name for row in rows for name in row.get("terms", ())} == {"name", "patches", "answer"}
 
 
 def test_scores_are_written_by_split_and_shown_in_the_report(vit):
