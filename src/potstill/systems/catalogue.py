@@ -113,6 +113,7 @@ CATALOGUE: tuple[System, ...] = (
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
         ("potstill.losses.pld_loss", "potstill.losses.pld_token_loss", "potstill.objectives.PLDObjective"),
         "pld-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "labels"),
     ),
     System(
@@ -121,6 +122,7 @@ CATALOGUE: tuple[System, ...] = (
         "Sinkhorn Distance Minimization for Knowledge Distillation, arXiv 2402.17110",
         _names("losses", "sinkhorn_kd_loss", "sinkhorn_kd_token_loss") + _names("objectives", "SinkDObjective"),
         "sinkd-emoji",
+        "benchmarks/results/leaderboard.csv",
     ),
     System(
         "trg",
@@ -130,6 +132,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("losses", "sample_tokens", "feature_map_to_tokens")
         + _names("objectives", "TRGObjective"),
         "trg-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden"),
     ),
     System(
@@ -139,6 +142,7 @@ CATALOGUE: tuple[System, ...] = (
         _names("losses", "nd_loss", "kdpp_loss", "class_means", "ClassMeanAccumulator")
         + _names("objectives", "NDObjective", "KDPPObjective"),
         "kdpp-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden", "labels"),
     ),
     System(
@@ -149,6 +153,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("students", "widen_head")
         + _names("objectives", "LELPObjective"),
         "lelp-digits",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden"),
     ),
     System(
@@ -160,6 +165,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("objectives", "MIAlphaObjective")
         + _names("systems", "AutoDistiller"),
         "mi-alpha-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden"),
     ),
     System(
@@ -195,6 +201,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("data.label_texts", "enrich_labels")
         + _names("students", "name_classes"),
         "vlm-ood-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("hidden", "labels"),
     ),
     System(
@@ -217,6 +224,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("students", "share_classifier", "merge_classifier")
         + _names("losses", "weighted_feature_alignment", "mix_distribution", "instance_alignment"),
         "kd3-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden", "pool"),
     ),
     System(
