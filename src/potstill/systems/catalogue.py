@@ -212,6 +212,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("data.selection", "inclusion_probabilities", "systematic_sample", "margin_gains")
         + _names("objectives", "BoughtLabelsObjective"),
         "active-distill-digits",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "labels", "pool"),
     ),
     System(
