@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from tables import RESULTS, percent, read, table
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 TASKS = {
     "kd-digits": "Reading digits",
     "kd-emoji-cnn": "Naming emoji",
@@ -45,22 +43,10 @@ PAGES = {
 }
 
 
-def _read(name: str) -> list[dict[str, str]]:
-    path = RESULTS / name
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
-def _percent(row: dict[str, str] | None) -> str:
+def _mean(row: dict[str, str] | None) -> str:
     if not row or not row["mean"]:
         return "–"
-    return f"{100 * float(row['mean']):.1f}" + (f" ± {100 * float(row['ci95']):.1f}" if row["ci95"] else "")
+    return percent(row["mean"], row["ci95"])
 
 
 def _difference(row: dict[str, str]) -> str:
@@ -79,9 +65,10 @@ def _link(method: str) -> str:
 
 def leaderboard() -> str:
     """One table for every task and budget, the best mean rank first."""
-    rows, cost = _read("leaderboard.csv"), {r["method"]: r for r in _read("method_cost.csv")}
-    if not rows:
+    if not (RESULTS / "leaderboard.csv").is_file():
         return "Not measured yet."
+    rows = read("leaderboard.csv")
+    cost = {r["method"]: r for r in read("method_cost.csv")} if (RESULTS / "method_cost.csv").is_file() else {}
     parts = []
     for recipe, budget in dict.fromkeys((r["recipe"], r["budget"]) for r in rows):
         here = [r for r in rows if (r["recipe"], r["budget"]) == (recipe, budget)]
@@ -93,22 +80,21 @@ def leaderboard() -> str:
         head += [f"{SPLITS[m]}, %" for m in splits] + (["cost of a step"] if timed else [])
         body = []
         for r in scores:
-            line = [_link(r["method"]), _percent(r), _difference(r), f"{float(r['rank']):.1f}" if r["rank"] else "–"]
-            line += [_percent(of.get((r["method"], m))) for m in splits]
+            line = [_link(r["method"]), _mean(r), _difference(r), f"{float(r['rank']):.1f}" if r["rank"] else "–"]
+            line += [_mean(of.get((r["method"], m))) for m in splits]
             if timed:
                 line.append(f"{float(cost[r['method']]['time_ratio']):.2f}" if r["method"] in cost else "–")
             body.append(line)
         steps = budget.removeprefix("steps-")
         seeds = max(int(r["seeds"]) for r in scores)
         title = f"### {TASKS.get(recipe, recipe)}\n\n`{recipe}`, {steps} steps, {seeds} seeds."
-        parts.append(f"{title}\n\n{_table(head, body)}")
+        parts.append(f"{title}\n\n{table(head, body)}")
     return "\n\n".join(parts)
 
 
 def hit_rate() -> str:
     """How often the recommender is right about a task it has not seen."""
-    rows = _read("auto_distiller.csv")
-    if not rows:
+    if not (RESULTS / "auto_distiller.csv").is_file():
         return "Not measured yet."
     body = [
         [
@@ -117,8 +103,8 @@ def hit_rate() -> str:
             *(f"{100 * float(r[key]):.0f} %" for key in ("hit", "average_hit", "blind_hit")),
             *(f"{100 * float(r[key]):.1f}" for key in ("regret", "average_regret")),
         ]
-        for r in rows
+        for r in read("auto_distiller.csv")
         if r["task"] == "mean"
     ]
     head = ["suggestions", "tasks", "best among them", "best on average elsewhere", "blind"]
-    return _table([*head, "points lost", "by the average"], body)
+    return table([*head, "points lost", "by the average"], body)

@@ -9,30 +9,15 @@ A marker is ``<!-- name -->`` … ``<!-- /name -->``; the prose around it is wri
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from leaderboard_tables import hit_rate, leaderboard
+from tables import RESULTS, percent, read, table
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
-
-
-def read(name: str) -> list[dict[str, str]]:
-    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def percent(value: str, error: str = "") -> str:
-    return f"{100 * float(value):.1f}" + (f" ± {100 * float(error):.1f}" if error else "")
 
 
 def teacher_scores() -> str:
