@@ -65,13 +65,13 @@ GROUPS = {
     "new classes": Group(
         files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=900"
     ),
-    # These two need the teachers that tasks/teach-digits-*.yaml make.
+    # On digits these two need the teachers that tasks/teach-digits-*.yaml make.
     "several teachers": Group(
-        files("tasks", "two-teachers-digits"),
-        ("kd_kl", "labels", *files("methods", "mean-of-teachers-digits", "meal-v2-digits")),
+        files("tasks", "two-teachers-digits", "two-teachers-emoji"),
+        ("kd_kl", "labels", *files("methods", "mean-of-teachers", "meal-v2")),
     ),
     "tokens of two teachers": Group(
-        files("tasks", "vit-digits"),
+        files("tasks", "vit-digits", "vit-emoji"),
         ("kd_kl", "labels", *files("methods", "hybrid-both", "hybrid-feature", "hybrid-relation")),
         "steps=1000",
     ),

@@ -15,7 +15,9 @@ TASKS = {
     "novel-digits": "New classes of digits",
     "novel-emoji": "New classes of emoji",
     "two-teachers-digits": "Two teachers of digits",
+    "two-teachers-emoji": "Two teachers of emoji",
     "vit-digits": "Digits for a small ViT, two ViTs as teachers",
+    "vit-emoji": "Emoji for a small ViT, two ViTs as teachers",
 }
 SPLITS = {
     "score.heldout_style": "style never seen",
@@ -35,7 +37,7 @@ PAGES = {
     "kd3": "data/web-images.md",
     "hinton+trg": "losses/trg.md",
     "hinton+mi-alpha": "losses/mi-alpha.md",
-    **dict.fromkeys(("meal-v2-digits", "mean-of-teachers-digits"), "losses/meal-v2.md"),
+    **dict.fromkeys(("meal-v2", "mean-of-teachers"), "losses/meal-v2.md"),
     **dict.fromkeys(("hybrid-both", "hybrid-feature", "hybrid-relation"), "losses/hybrid-distill.md"),
     "kd3-balanced": "data/web-images.md",
     "crkd-ncd": "losses/class-relation.md",

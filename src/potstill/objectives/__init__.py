@@ -17,6 +17,7 @@ from potstill.objectives.pseudo_classes import LELPObjective
 from potstill.objectives.sinkd import SinkDObjective
 from potstill.objectives.token_masking import TokenMasking
 from potstill.objectives.trg import TRGObjective
+from potstill.objectives.two_views import TwoViewsObjective
 from potstill.objectives.vlm_ood import VlmOodObjective
 from potstill.objectives.web_distill import WebDistillObjective
 
@@ -49,6 +50,7 @@ __all__ = [
     "SupervisedAttentionObjective",
     "TRGObjective",
     "TokenMasking",
+    "TwoViewsObjective",
     "VlmOodObjective",
     "WebDistillObjective",
     "Where",

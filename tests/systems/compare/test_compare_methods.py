@@ -80,6 +80,8 @@ def test_another_recipe_lays_its_objectives_over_and_the_rest_stays(toy):
     assert recipe.teachers["second"].model == "elsewhere"
     for kept in ("student", "data", "train", "evaluate", "name"):
         assert getattr(recipe, kept) == getattr(load_recipe(toy_recipe()), kept)
+    recipe = apply_method(method, load_recipe(toy_recipe(teachers={"second": {"model": "of the base"}})))
+    assert recipe.teachers["second"].model == "of the base"
 
 
 def test_a_packaged_recipe_and_a_row_of_the_catalogue_are_methods():

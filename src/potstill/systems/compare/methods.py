@@ -178,8 +178,10 @@ def _with_labels(method: Method, base: Recipe) -> dict[str, Any]:
 
 def _with_recipe(method: Method, base: Recipe) -> dict[str, Any]:
     data, other = base.model_dump(), load_recipe(method.source).model_dump()
-    data |= {key: other[key] for key in ("objectives", "policy", "selection", "teachers")}
+    data |= {key: other[key] for key in ("objectives", "policy", "selection")}
+    # Who teaches is the base's affair, where it says it.
     data["teacher"] = data["teacher"] or other["teacher"]
+    data["teachers"] = {**other["teachers"], **data["teachers"]}
     if other["student"] and "of" in other["student"]:  # a builder around another: around the base's student
         data["student"] = {**other["student"], "of": data["student"]}
     if other["stages"]:
