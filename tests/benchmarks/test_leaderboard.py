@@ -53,7 +53,7 @@ def test_every_method_of_a_group_goes_with_its_tasks(monkeypatch):
     for group in GROUPS.values():
         for task in group.tasks:
             base = load_recipe(task, list(group.overrides))
-            recipes = [apply_method(find_method(method), base) for method in group.methods]
+            recipes = [apply_method(find_method(method), base) for method in group.methods_for(task)]
             assert len({str(recipe) for recipe in recipes}) == len(recipes)
 
 
