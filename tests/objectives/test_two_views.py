@@ -19,7 +19,8 @@ def two_views(n=4, start=0):
     """All first views, then all second views, a quarter of their patches grey, other ones in each view."""
     rows = batch(n, start=start)
     seen = torch.rand(2 * n, 1, 4, 4, generator=torch.Generator().manual_seed(start)) > 0.25
-    rows["pixel_values"] = rows["pixel_values"].repeat(2, 1, 1, 1) * seen.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    seen = seen.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    rows["pixel_values"] = rows["pixel_values"].repeat(2, 1, 1, 1) * seen
     return {**rows, "labels": rows["labels"].repeat(2), "sample_id": rows["sample_id"].repeat(2)}
 
 
