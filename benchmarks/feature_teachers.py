@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from _record import RESULTS, origin, write_rows
 from torch import Tensor, nn
 
-from potstill.data import DATA
+from potstill.data.emoji_source import build_emoji
 from potstill.models.load import load_model
 from potstill.objectives import MaskedImageObjective
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--samples", type=int, default=1000, help="pictures that are named")
     options = parser.parse_args()
-    source, rows = DATA.get("emoji", "data.source")(), []
+    source, rows = build_emoji(), []
     for name in options.models:
         model = load_model(name).eval()
         found = {"names": names(model, source, options.samples), "patches": patches(model, source)}
