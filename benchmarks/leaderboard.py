@@ -74,7 +74,8 @@ GROUPS = {
     # On digits these two need the teachers that tasks/teach-digits-*.yaml make.
     "several teachers": Group(
         files("tasks", "two-teachers-digits", "two-teachers-emoji"),
-        ("kd_kl", "labels", *files("methods", "mean-of-teachers", "meal-v2")),
+        ("kd_kl", "labels", *files("methods", "mean-of-teachers", "meal-v2", "meal-v2-shrink-2")),
+        not_for=(("two-teachers-digits", "meal-v2"), ("two-teachers-emoji", "meal-v2-shrink-2")),
     ),
     "tokens of two teachers": Group(
         files("tasks", "vit-digits", "vit-emoji"),

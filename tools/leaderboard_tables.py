@@ -37,7 +37,7 @@ PAGES = {
     "kd3": "data/web-images.md",
     "hinton+trg": "losses/trg.md",
     "hinton+mi-alpha": "losses/mi-alpha.md",
-    **dict.fromkeys(("meal-v2", "mean-of-teachers"), "losses/meal-v2.md"),
+    **dict.fromkeys(("meal-v2", "meal-v2-shrink-2", "mean-of-teachers"), "losses/meal-v2.md"),
     **dict.fromkeys(("hybrid-both", "hybrid-feature", "hybrid-relation"), "losses/hybrid-distill.md"),
     "kd3-balanced": "data/web-images.md",
     "crkd-ncd": "losses/class-relation.md",
