@@ -35,7 +35,9 @@ def main() -> None:
     for name in options.models:
         model = load_model(name).eval()
         found = {"names": names(model, source, options.samples), "patches": patches(model, source)}
-        rows.append({"model": name, "samples": options.samples, **{k: round(v, 4) for k, v in found.items()}, **origin()})
+        rows.append(
+            {"model": name, "samples": options.samples, **{k: round(v, 4) for k, v in found.items()}, **origin()}
+        )
         print(" ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     write_rows(RESULTS / "feature_teachers.csv", rows)
 

@@ -72,7 +72,9 @@ def leaderboard() -> str:
     rows = read("leaderboard.csv")
     cost = {r["method"]: r for r in read("method_cost.csv")} if (RESULTS / "method_cost.csv").is_file() else {}
     parts = []
-    for recipe, budget in dict.fromkeys((r["recipe"], r["budget"]) for r in rows):
+    order = list(TASKS)
+    found = dict.fromkeys((r["recipe"], r["budget"]) for r in rows)
+    for recipe, budget in sorted(found, key=lambda at: order.index(at[0]) if at[0] in order else len(order)):
         here = [r for r in rows if (r["recipe"], r["budget"]) == (recipe, budget)]
         of = {(r["method"], r["measure"]): r for r in here}
         scores = sorted((r for r in here if r["measure"] == "score"), key=lambda r: float(r["rank"] or "inf"))

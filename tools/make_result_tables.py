@@ -62,6 +62,17 @@ def picture_teachers(name: str, recipe: str) -> Callable[[], str]:
     return make
 
 
+def feature_teachers() -> str:
+    rows = read("feature_teachers.csv")
+    body = [[f"`{r['model']}`", percent(r["names"]), f"{float(r['patches']):.2f}"] for r in rows]
+    head = [
+        "teacher",
+        f"{int(rows[0]['samples']):,} pictures, class by the nearest mean, %",
+        "colours of hidden patches, R²",
+    ]
+    return table(head, body)
+
+
 def blind_baselines() -> str:
     rows = [r for r in read("blind_baselines.csv") if r["kind"] == "all" and r["scenes"] == "1-4 objects"]
     names = list(dict.fromkeys(r["baseline"] for r in rows))
@@ -286,6 +297,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "amad and optima": ("docs/losses/attention.md", amad_and_optima),
     "emoji teachers": ("docs/data/emoji.md", picture_teachers("emoji_teacher_scores.csv", "kd-emoji")),
     "digit teachers": ("docs/data/digits.md", picture_teachers("digits_teacher_scores.csv", "kd-digits")),
+    "feature teachers": ("docs/losses/hybrid-distill.md", feature_teachers),
     "mechanism": ("docs/policies/optima.md", mechanism),
     "leaderboard": ("docs/which-method.md", leaderboard),
     "hit rate": ("docs/which-method.md", hit_rate),
