@@ -69,7 +69,7 @@ GROUPS = {
         "steps=300",
     ),
     "new classes": Group(
-        files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=900"
+        files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=2700"
     ),
     # On digits these two need the teachers that tasks/teach-digits-*.yaml make.
     "several teachers": Group(
