@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from _record import RESULTS, origin, write_rows
 from _timing import peak_bytes
-from leaderboard import METHODS, SAME
+from leaderboard import GROUPS, SAME
 
 from potstill.recipe import Recipe, load_recipe
 from potstill.run.prepare import prepare
@@ -58,14 +58,15 @@ def peak_of_step(recipe: Recipe) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="kd-emoji-cnn")
-    parser.add_argument("--methods", default=",".join(METHODS), help="with commas; the first is the reference")
+    parser.add_argument("--methods", help="with commas, the reference first; those of the leaderboard if left out")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C")
     parser.add_argument("--out", type=Path, default=RESULTS / "method_cost.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    methods = options.methods.split(",") if options.methods else GROUPS["main"].methods_for(options.recipe)
     base = load_recipe(options.recipe, [*SAME, *OWN_SETTINGS, "train.warmup_steps=0", *options.overrides])
-    recipes = {m.name: apply_method(m, base) for m in map(find_method, options.methods.split(","))}
+    recipes = {m.name: apply_method(m, base) for m in map(find_method, methods)}
     plain, *others = recipes
     memory = {name: peak_of_step(recipe) for name, recipe in recipes.items()}
     rows, where = [], origin()
