@@ -41,7 +41,10 @@ PAGES = {
     **dict.fromkeys(("hybrid-both", "hybrid-feature", "hybrid-relation"), "losses/hybrid-distill.md"),
     "kd3-balanced": "data/web-images.md",
     "crkd-ncd": "losses/class-relation.md",
-    **{f"buy-{name}": "data/active-selection.md" for name in ("random", "margin", "entropy", "robust_active")},
+    **{
+        f"buy-{name}": "data/active-selection.md"
+        for name in ("random", "margin", "entropy", "robust_active", "robust_told")
+    },
 }
 
 
