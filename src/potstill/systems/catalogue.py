@@ -177,6 +177,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("objectives", "MealV2SimilarityObjective", "MealV2DiscriminatorObjective")
         + _names("systems", "MealV2Trainer"),
         "meal-v2-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "several teachers"),
     ),
     System(
@@ -185,9 +186,10 @@ CATALOGUE: tuple[System, ...] = (
         "Hybrid Distillation: Connecting Masked Autoencoders with Contrastive Learners, arXiv 2306.15876",
         _names("systems", "HybridDistillPipeline")
         + _names("objectives", "HybridFeatureObjective", "HybridRelationObjective", "TokenMasking")
-        + _names("objectives", "MaskedImageObjective")
+        + _names("objectives", "MaskedImageObjective", "TwoViewsObjective")
         + _names("losses", "token_relation_loss", "whitened_feature_loss", "redundant_token_mask"),
         "hybrid-distill-emoji",
+        "benchmarks/results/leaderboard.csv",
         needs=("hidden", "several teachers"),
     ),
     System(
@@ -238,6 +240,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("losses", "class_relation_kd", "sinkhorn_knopp", "swapped_prediction_loss")
         + _names("evaluate", "cluster_accuracy"),
         "crkd-ncd-digits",
+        "benchmarks/results/leaderboard.csv",
         needs=("logits", "labels", "views"),
     ),
 )
