@@ -15,7 +15,7 @@ from potstill.run.check import check_fit
 from potstill.taps import Taps
 
 TEACHERS = {
-    "emoji-vit": (build_emoji, 0.93),
+    "emoji-vit": (build_emoji, 0.95),
     "emoji-cnn": (build_emoji, 0.95),
     "digits-cnn": (build_digits, 0.95),
     "digits-parity": (partial(build_digits, target="binary"), 0.93),

@@ -34,9 +34,17 @@ def vit(tmp_path_factory):
     """The folder of a tiny run of teach-emoji-vit, after one of the CNN whose answers it goes on with."""
     folder = tmp_path_factory.mktemp("emoji")
     distill("teach-emoji-cnn", folder / "cnn", overrides=[*SMALL, *EMOJI, CNN])
-    classes = ["objectives[1].classes=12", "stages[1].objectives[2].classes=12"]
-    second = [f"stages[1].teacher.model={folder / 'cnn' / 'student'}", "stages[1].train={steps: 3}"]
-    distill("teach-emoji-vit", folder / "vit", overrides=[*SMALL, *EMOJI, *VIT, *classes, *second])
+    later = [
+        word
+        for stage in ("stages[1]", "stages[2]")
+        for word in (
+            f"{stage}.teacher.model={folder / 'cnn' / 'student'}",
+            f"{stage}.train={{steps: 3}}",
+            f"{stage}.objectives[2].classes=12",
+        )
+    ]
+    sizes = [*SMALL, *EMOJI, *VIT, "objectives[1].classes=12"]
+    distill("teach-emoji-vit", folder / "vit", overrides=[*sizes, *later])
     return folder / "vit"
 
 
