@@ -3,9 +3,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from potstill.data.digits_source import build_digits
 from potstill.errors import InputError
-from potstill.evaluate import novel_class_scores
+from potstill.evaluate import evaluate_tasks, novel_class_scores
+from potstill.models.novel_classes import NovelClassConfig, NovelClassModel
 
+VIT = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VIT |= {"intermediate_size": 32, "patch_size": 7}
 KNOWN, CLASSES = 2, 4
 
 
@@ -74,3 +78,20 @@ def test_what_cannot_be_measured_is_refused():
         novel_class_scores(torch.nn.Linear(1, 1), [], lambda samples: {})
     with pytest.raises(InputError, match="no sample"):
         novel_class_scores(Given(torch.zeros(0, 1, CLASSES)), [], lambda samples: {})
+
+
+def test_a_run_measures_such_a_model_by_matched_clusters_too():
+    source, model = build_digits(known=5), NovelClassModel(NovelClassConfig(encoder=VIT, num_labels=5, num_novel=5))
+    model.eval()
+    found = evaluate_tasks(model, source.split("novel", 60), source.collator)["main"]
+    true = novel_class_scores(model, source.split("novel", 60), source.collator)
+    assert found["samples"] == 60
+    assert found["accuracy"] == true["novel"] == true["all"]
+    assert found["novel_alone"] == true["novel_alone"]
+    with torch.no_grad():
+        for clusters in model.head.novel:  # other numbers for the same clusters
+            clusters.weight.copy_(clusters.weight.flip(0))
+    again = evaluate_tasks(model, source.split("novel", 60), source.collator)["main"]
+    assert {key: again[key] for key in ("accuracy", "novel_alone")} == {
+        key: found[key] for key in ("accuracy", "novel_alone")
+    }

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from potstill.errors import InputError
 from potstill.evaluate.batches import choose_indices, device_of, iterate, measuring
 from potstill.evaluate.clusters import cluster_accuracy, match_clusters
+from potstill.evaluate.metrics import METRICS, Metric, View
+from potstill.evaluate.statistics import proportion_error
 
 
 def novel_class_scores(
@@ -60,6 +62,30 @@ def novel_class_scores(
     true, cosines = (torch.cat(column) for column in zip(*rows))
     keep = true >= 0
     return _scores(true[keep], cosines[keep], known, int(best))
+
+
+@METRICS.register("novel_classes")
+class NovelClassification(Metric):
+    """Accuracy where some classes are clusters without a name: matched with the classes on the samples measured.
+
+    What ``novel_class_scores`` returns; "accuracy" is its "all".
+    """
+
+    def __init__(self):
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.known = self.best = 0
+
+    def add(self, view: View) -> None:
+        """Count one batch."""
+        self.known, self.best = view.output.known_cosines.shape[-1], int(view.model.best_head)
+        self.rows.append((view.labels[view.rows].cpu(), view.output.head_cosines[view.rows].float().cpu()))
+
+    def result(self) -> dict[str, Any]:
+        """Return the shares, the standard error of the accuracy, and the number of samples."""
+        true, cosines = (torch.cat(column) for column in zip(*self.rows))
+        scores = _scores(true, cosines, self.known, self.best)
+        share = scores.pop("all")
+        return {"accuracy": share, "stderr": proportion_error(share, len(true)), "samples": len(true), **scores}
 
 
 def _scores(true: Tensor, cosines: Tensor, known: int, best: int) -> dict[str, float]:

@@ -99,7 +99,10 @@ def evaluate_tasks(
                 if tasks is not None and task not in tasks:
                     continue
                 if task not in metrics:
-                    metrics[task] = METRICS.get(kind_of(key, batch[key]))()
+                    kind = kind_of(key, batch[key])
+                    if kind == "classification":  # a model whose classes are no plain list says so
+                        kind = getattr(model, "classification_metric", kind)
+                    metrics[task] = METRICS.get(kind)()
                 metrics[task].add(
                     View(task, batch[key], rows.nonzero()[:, 0], samples, batch, output, model, decode, objects_of)
                 )

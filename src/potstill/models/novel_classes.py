@@ -51,6 +51,7 @@ class NovelClassModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    classification_metric = "novel_classes"  # of potstill.evaluate: clusters have no names until they are matched
 
     def __init__(self, config: NovelClassConfig):
         super().__init__(config)
