@@ -74,7 +74,7 @@ GROUPS = {
         not_for=(("bought-emoji", "buy-robust_told"),),
     ),
     "new classes": Group(
-        files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=2700"
+        files("tasks", "novel-digits", "novel-emoji"), files("methods", "discovery", "crkd-ncd"), "steps=900"
     ),
     # On digits these two need the teachers that tasks/teach-digits-*.yaml make.
     "several teachers": Group(
