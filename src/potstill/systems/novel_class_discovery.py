@@ -69,7 +69,7 @@ class NCDPipeline:
     heads: int = 2
     projector_width: int = 256
     cluster_width: int = 64
-    steps: tuple[int, int] = (300, 2400)
+    steps: tuple[int, int] = (300, 600)
     batch_size: int = 64
     learning_rate: float = 1e-3
     kd_weight: float = 0.1
