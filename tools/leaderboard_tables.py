@@ -40,7 +40,7 @@ PAGES = {
     **dict.fromkeys(("meal-v2", "meal-v2-shrink-2", "mean-of-teachers"), "losses/meal-v2.md"),
     **dict.fromkeys(("hybrid-both", "hybrid-feature", "hybrid-relation"), "losses/hybrid-distill.md"),
     "kd3-balanced": "data/web-images.md",
-    "crkd-ncd": "losses/class-relation.md",
+    **dict.fromkeys(("crkd-ncd", "discovery"), "losses/class-relation.md"),
     **{
         f"buy-{name}": "data/active-selection.md"
         for name in ("random", "margin", "entropy", "robust_active", "robust_told")
