@@ -73,6 +73,18 @@ def feature_teachers() -> str:
     return table(head, body)
 
 
+def bought_labels() -> str:
+    rows = read("bought_labels.csv")
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    of = {(r["method"], r["task"]): r for r in rows}
+    body = []
+    for method in dict.fromkeys(r["method"] for r in sorted(rows, key=lambda r: float(r["wrong"]))):
+        found = [of.get((method, task)) for task in tasks]
+        cells = [percent(r["wrong"], r["wrong_ci95"]) if r else "–" for r in found]
+        body.append([f"`{method}`", *cells])
+    return table(["wrong labels, %", *(f"`{task}`" for task in tasks)], body)
+
+
 def blind_baselines() -> str:
     rows = [r for r in read("blind_baselines.csv") if r["kind"] == "all" and r["scenes"] == "1-4 objects"]
     names = list(dict.fromkeys(r["baseline"] for r in rows))
@@ -298,6 +310,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "emoji teachers": ("docs/data/emoji.md", picture_teachers("emoji_teacher_scores.csv", "kd-emoji")),
     "digit teachers": ("docs/data/digits.md", picture_teachers("digits_teacher_scores.csv", "kd-digits")),
     "feature teachers": ("docs/losses/hybrid-distill.md", feature_teachers),
+    "bought labels": ("docs/data/active-selection.md", bought_labels),
     "mechanism": ("docs/policies/optima.md", mechanism),
     "leaderboard": ("docs/which-method.md", leaderboard),
     "hit rate": ("docs/which-method.md", hit_rate),
