@@ -8,6 +8,7 @@ from potstill._lazy import lazy_names
 _HOMES = {
     "OnPolicySampler": "on_policy",
     "Written": "writing",
+    "as_if_written": "on_policy",
     "pad_left": "writing",
     "write_tokens": "writing",
 }
