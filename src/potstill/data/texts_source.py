@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.sources import DATA, DataSource
-from potstill.data.texts import PACK, TextCollator, TextDataset, read_pack
+from potstill.data.texts import BYTES, PACK, TextCollator, TextDataset, byte_tokenizer, read_pack
 from potstill.errors import RecipeError
 from potstill.models.load import find_model
 
@@ -34,7 +34,8 @@ def build_texts(
     The seed changes the order of the training samples only: runs with different seeds are measured on the same texts.
 
     Args:
-        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's.
+        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's; "bytes" = one token
+            a byte.
         domains: Which of the pack's, numbered in this order; null = all: numerics, learning, tables, graphs, algebra,
             words and facts.
         max_tokens: Longest row of prompt and text; longer texts are cut, a prompt without room is an error.
@@ -95,13 +96,15 @@ def build_texts(
 
 
 def load_text_tokenizer(name: str) -> Any:
-    """Return the tokenizer in the folder of a model.
+    """Return the tokenizer in the folder of a model, or that of single bytes.
 
     Raises:
         RecipeError: There is none of that name, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
+    if name == BYTES:
+        return byte_tokenizer()
     folder = find_model(name, where="tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
