@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from potstill.losses.ensemble_targets import ensemble_soft_target, meal_v2_similarity_loss
     from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
+    from potstill.losses.fused import LazyLogits, Term, fused_loss, fused_terms, token_log_probs
     from potstill.losses.hints import hint_mse
     from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from potstill.losses.relations import minilm_relation
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.sinkhorn_distance import sinkhorn_kd_loss, sinkhorn_kd_token_loss
+    from potstill.losses.skewed_kl import skew_kl, skew_reverse_kl
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
     from potstill.losses.style_mixing import mix_distribution
@@ -71,9 +73,11 @@ __all__ = [
     "ClassMeanAccumulator",
     "LELPBasis",
     "LELPStatistics",
+    "LazyLogits",
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
+    "Term",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
@@ -87,6 +91,8 @@ __all__ = [
     "ensemble_soft_target",
     "feature_map_to_tokens",
     "fit_lelp",
+    "fused_loss",
+    "fused_terms",
     "generalized_jsd",
     "head_mean",
     "hint_mse",
@@ -115,9 +121,12 @@ __all__ = [
     "sinkhorn_kd_loss",
     "sinkhorn_kd_token_loss",
     "sinkhorn_knopp",
+    "skew_kl",
+    "skew_reverse_kl",
     "squeezing_heads",
     "swapped_prediction_loss",
     "teacher_mixed_probs",
+    "token_log_probs",
     "token_relation_loss",
     "trg_global_loss",
     "trg_inner_loss",
@@ -139,9 +148,11 @@ _HOMES = {
     "ClassMeanAccumulator": "class_statistics",
     "LELPBasis": "pseudo_class_basis",
     "LELPStatistics": "pseudo_class_basis",
+    "LazyLogits": "fused",
     "MIAlphaLoss": "mutual_information",
     "MinillmReturns": "minillm",
     "OutputDiscriminator": "output_discriminator",
+    "Term": "fused",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
@@ -155,6 +166,8 @@ _HOMES = {
     "feature_map_to_tokens": "token_sampling",
     "ensemble_soft_target": "ensemble_targets",
     "fit_lelp": "pseudo_class_basis",
+    "fused_loss": "fused",
+    "fused_terms": "fused",
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
@@ -183,6 +196,8 @@ _HOMES = {
     "sinkhorn_kd_loss": "sinkhorn_distance",
     "sinkhorn_kd_token_loss": "sinkhorn_distance",
     "sinkhorn_knopp": "balanced_assignment",
+    "skew_kl": "skewed_kl",
+    "skew_reverse_kl": "skewed_kl",
     "squeezing_heads": "squeezed_heads",
     "swapped_prediction_loss": "swapped_prediction",
     "teacher_mixed_probs": "minillm",
@@ -190,6 +205,7 @@ _HOMES = {
     "trg_inner_loss": "token_graph",
     "trg_local_loss": "token_graph",
     "trg_temperature": "token_sampling",
+    "token_log_probs": "fused",
     "token_relation_loss": "token_relations",
     "tv_distance": "total_variation",
     "vlm_align_loss": "open_vocabulary",
