@@ -10,10 +10,19 @@ from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
     from potstill.losses.fused.lazy import LazyLogits
-    from potstill.losses.fused.terms import Term, by_rows, fused_loss, fused_terms
+    from potstill.losses.fused.terms import Term, by_rows, fused_loss, fused_terms, is_by_rows
     from potstill.losses.fused.words import TokenLogProbs, token_log_probs
 
-__all__ = ["LazyLogits", "Term", "TokenLogProbs", "by_rows", "fused_loss", "fused_terms", "token_log_probs"]
+__all__ = [
+    "LazyLogits",
+    "Term",
+    "TokenLogProbs",
+    "by_rows",
+    "fused_loss",
+    "fused_terms",
+    "is_by_rows",
+    "token_log_probs",
+]
 
 _HOMES = {
     "LazyLogits": "lazy",
@@ -22,6 +31,7 @@ _HOMES = {
     "by_rows": "terms",
     "fused_loss": "terms",
     "fused_terms": "terms",
+    "is_by_rows": "terms",
     "token_log_probs": "words",
 }
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.errors import InputError, ShapeError
-from potstill.losses._common import by_rows as by_rows
+from potstill.losses._common import by_rows as by_rows  # users put it on losses of their own
 from potstill.losses._common import check_choice, check_classes, check_mask, is_by_rows, without_autocast
 from potstill.losses.fused._chunks import BUDGET
 from potstill.losses.fused._one_pass import Pass, rows_of
