@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.data.generation import read_completions
 from potstill.data.sources import DATA, DataSource
 from potstill.data.texts import BYTES, PACK, TextCollator, TextDataset, byte_tokenizer, read_pack
 from potstill.errors import RecipeError
@@ -34,8 +35,8 @@ def build_texts(
     The seed changes the order of the training samples only: runs with different seeds are measured on the same texts.
 
     Args:
-        tokenizer: Of a packaged or fetched model, a folder or a hub name; null = the teacher's; "bytes" = one token a byte.
-            a byte.
+        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's; "bytes" = one
+            token a byte.
         domains: Which of the pack's, numbered in this order; null = all: numerics, learning, tables, graphs, algebra,
             words and facts.
         max_tokens: Longest row of prompt and text; longer texts are cut, a prompt without room is an error.
@@ -68,9 +69,10 @@ def build_texts(
             **own,
         )
 
-    texts = None
+    texts = None if completions is None else read_completions(completions)
     train = make("train", None)
-    collator.prompt_ids([row["prompt"] for row in train.rows])  # an error here and not at step 700
+    for name in train.domains:  # of all splits: an error here, and not at step 700 or when all is trained
+        collator.prompt_ids([row["prompt"] for row in read.rows[name]])
     if train.empty:
         warnings.warn(f"{train.empty} of {train.all_samples} training texts are empty and left out", stacklevel=2)
     words = collator.tokenizer
