@@ -190,6 +190,10 @@ class Objective:
         """Return the sum of the loss over the units that count: a scalar, fp32 or better, in nats where it can be."""
         raise NotImplementedError(f"{type(self).__name__} must compute its loss")
 
+    def notes(self, part: nn.Module | None) -> dict[str, float]:
+        """Return what the history is to tell beside its value: numbers by name, on the first rank alone."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Return the plan's row about this objective."""
         return {

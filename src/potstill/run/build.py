@@ -107,12 +107,14 @@ def build_policy(section: PolicySection | None, modules: Sequence[str], seed: in
     return call_with_options(policy_class, section.options, "policy", arms, given=("arms",), seed=seed)
 
 
-def build_selection(section: SelectionSection | None, seed: int) -> SelectionPolicy | None:
-    """Return the selection policy, or None; one that declares a seed gets the run's."""
+def build_selection(section: SelectionSection | None, seed: int, source: DataSource) -> SelectionPolicy | None:
+    """Return the selection policy, or None; one that declares a seed, or the data's domains, gets the run's."""
     if section is None:
         return None
     policy_class = SELECTIONS.get(section.name, "selection.name")
-    fixed = {"seed": seed} if "seed" in inspect.signature(policy_class).parameters else {}
+    known = {"seed": seed, "domains": source.facts.get("domains")}
+    declared = inspect.signature(policy_class).parameters
+    fixed = {name: value for name, value in known.items() if name in declared}
     return call_with_options(policy_class, section.options, "selection", **fixed)
 
 

@@ -132,18 +132,20 @@ def prepare(
             raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
         student.gradient_checkpointing_enable({"use_reentrant": False})
     live = live_teachers(models, module.outputs_of, module.taps_of, recipe.inputs)
-    asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
+    selection = build_selection(recipe.selection, recipe.seed, source)
+    asks_about_all = selection is not None or any(o.surveys for o in module.objectives)
     with _placed(recipe, by_section):
         trainer = DistillationTrainer(
             module,
             teacher=live,
             policy=policy,
-            selection=build_selection(recipe.selection, recipe.seed),
+            selection=selection,
             args=build_arguments(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
             train_dataset=source.split("train"),
             plain_dataset=source.plain_train() if asks_about_all else None,
+            heldout_dataset=source.split(selection.heldout) if selection is not None and selection.heldout else None,
             data_collator=source.collator,
             history=history,
             stage=stage,
