@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,147 +16,16 @@ IGNORED = -100
 NO_SPAN = -1
 
 # English words that begin a phrase: articles and other determiners, prepositions, conjunctions, pronouns, auxiliaries.
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "my",
-        "your",
-        "his",
-        "her",
-        "its",
-        "our",
-        "their",
-        "some",
-        "any",
-        "no",
-        "every",
-        "each",
-        "either",
-        "neither",
-        "both",
-        "all",
-        "another",
-        "such",
-        "what",
-        "which",
-        "whose",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "with",
-        "from",
-        "to",
-        "into",
-        "onto",
-        "upon",
-        "over",
-        "under",
-        "above",
-        "below",
-        "between",
-        "among",
-        "through",
-        "during",
-        "before",
-        "after",
-        "since",
-        "until",
-        "about",
-        "against",
-        "without",
-        "within",
-        "along",
-        "across",
-        "behind",
-        "beside",
-        "near",
-        "off",
-        "out",
-        "up",
-        "down",
-        "around",
-        "toward",
-        "towards",
-        "via",
-        "per",
-        "than",
-        "as",
-        "like",
-        "and",
-        "or",
-        "but",
-        "nor",
-        "so",
-        "yet",
-        "if",
-        "then",
-        "because",
-        "although",
-        "though",
-        "while",
-        "whereas",
-        "unless",
-        "whether",
-        "when",
-        "where",
-        "why",
-        "how",
-        "who",
-        "whom",
-        "i",
-        "you",
-        "he",
-        "she",
-        "it",
-        "we",
-        "they",
-        "me",
-        "him",
-        "us",
-        "them",
-        "myself",
-        "yourself",
-        "itself",
-        "ourselves",
-        "themselves",
-        "am",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "do",
-        "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "having",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "can",
-        "could",
-        "may",
-        "might",
-        "must",
-        "not",
-        "there",
-        "here",
-    ]
+_FUNCTION_WORDS = (
+    "a an the this that these those my your his her its our their some any no every each either neither both all another "
+    "such what which whose of in on at by for with from to into onto upon over under above below between among through "
+    "during before after since until about against without within along across behind beside near off out up down around "
+    "toward towards via per than as like and or but nor so yet if then because although though while whereas unless "
+    "whether when where why how who whom i you he she it we they me him us them myself yourself itself ourselves "
+    "themselves am is are was were be been being do does did have has had having will would shall should can could may "
+    "might must not there here"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"[\w\uFFFD]+(?:['’-][\w\uFFFD]+)*")
 
 
@@ -198,11 +68,11 @@ def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     ids = list(ids)
     if getattr(tokenizer, "is_fast", False):
         read = tokenizer.backend_tokenizer.decode_batch
-        before, after = read([[i] for i in ids], False), read([list(pair) for pair in zip(ids, ids[1:])], False)
+        before, after = read([[i] for i in ids], False), read([list(pair) for pair in pairwise(ids)], False)
     else:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         before = [tokenizer.decode([i], **options) for i in ids]
-        after = [tokenizer.decode(list(pair), **options) for pair in zip(ids, ids[1:])]
+        after = [tokenizer.decode(list(pair), **options) for pair in pairwise(ids)]
     return before[:1] + [pair[len(first) :] for first, pair in zip(before, after)]
 
 

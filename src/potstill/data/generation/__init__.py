@@ -8,6 +8,8 @@ from potstill._lazy import lazy_names
 _HOMES = {
     "OnPolicySampler": "on_policy",
     "Written": "writing",
+    "as_if_written": "on_policy",
+    "check_room": "writing",
     "pad_left": "writing",
     "write_tokens": "writing",
 }

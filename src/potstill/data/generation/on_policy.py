@@ -16,6 +16,23 @@ IGNORE_INDEX = -100
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 
 
+def as_if_written(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch of the data with the keys of ``OnPolicySampler.batch``, each completion both data and written.
+
+    For probing shapes and terms without having the student write. The log-probabilities are 0: every token counts as
+    certain where it was drawn.
+    """
+    if "labels" not in batch:
+        raise InputError('the batch has no "labels"', where="rollout", hint="Use a data source of texts.")
+    labels = batch["labels"]
+    return {
+        **batch,
+        "data_labels": labels,
+        "rollout_labels": labels,
+        "rollout_log_probs": torch.zeros(labels.shape, device=labels.device),
+    }
+
+
 @dataclass
 class _Row:
     """One text: its tokens, how many of them are the prompt, and what its batch held of it beside them."""
@@ -103,7 +120,7 @@ class OnPolicySampler:
                 got=buffer,
             )
         self.lmbda, self.per, self.reuse, self.size, self.alpha = lmbda, per, reuse, buffer, alpha
-        self.pad_token_id = pad_token_id
+        self.max_new_tokens, self.pad_token_id = max_new_tokens, pad_token_id
         self.writing = {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": eos_token_id,
@@ -140,6 +157,11 @@ class OnPolicySampler:
             for i, row in zip(chosen, fresh):
                 rows[i] = row
         return self._together(rows, frozenset(chosen), device)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True if the teacher takes part in the writing."""
+        return self.alpha > 0
 
     def write(self, ids: Tensor, mask: Tensor, student: nn.Module, teacher: nn.Module | None) -> Written:
         """Write behind prompts that are padded on the left; a subclass may revise what was written."""
