@@ -17,13 +17,13 @@ NO_SPAN = -1
 
 # English words that begin a phrase: articles and other determiners, prepositions, conjunctions, pronouns, auxiliaries.
 _FUNCTION_WORDS = (
-    "a an the this that these those my your his her its our their some any no every each either neither both all another "
-    "such what which whose of in on at by for with from to into onto upon over under above below between among through "
-    "during before after since until about against without within along across behind beside near off out up down around "
-    "toward towards via per than as like and or but nor so yet if then because although though while whereas unless "
-    "whether when where why how who whom i you he she it we they me him us them myself yourself itself ourselves "
-    "themselves am is are was were be been being do does did have has had having will would shall should can could may "
-    "might must not there here"
+    "a an the this that these those my your his her its our their some any no every each either neither both all "
+    "another such what which whose of in on at by for with from to into onto upon over under above below between "
+    "among through during before after since until about against without within along across behind beside near "
+    "off out up down around toward towards via per than as like and or but nor so yet if then because although "
+    "though while whereas unless whether when where why how who whom i you he she it we they me him us them "
+    "myself yourself itself ourselves themselves am is are was were be been being do does did have has had having "
+    "will would shall should can could may might must not there here"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"[\w\uFFFD]+(?:['’-][\w\uFFFD]+)*")
@@ -112,6 +112,8 @@ class SpanCollator:
     For the objective "span_correlation". Only tokens with a label are looked at. Texts that a student wrote later, in
     place of the data's, need ``mark`` again.
 
+    Whatever else the other collator has can be asked of this one.
+
     Args:
         collator: Makes batches with ``input_ids`` and ``labels`` ``[B, L]``.
         tokenizer: That of the ids.
@@ -132,6 +134,11 @@ class SpanCollator:
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         """Return the batch with its spans."""
         return self.mark(self.collator(samples))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "collator":  # of a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.collator, name)
 
     def mark(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch with the spans of its ids."""

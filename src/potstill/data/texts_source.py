@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.sources import DATA, DataSource
+from potstill.data.spans import SpanCollator
 from potstill.data.texts import BYTES, PACK, TextCollator, TextDataset, byte_tokenizer, read_pack
 from potstill.errors import RecipeError
 from potstill.models.load import find_model
@@ -25,6 +26,7 @@ def build_texts(
     completions: str | None = None,
     pack: str | None = None,
     written: int = 32,
+    spans: bool = False,
     size: int | None = None,
     teacher_model: str | None = None,
     seed: int = 0,
@@ -34,8 +36,8 @@ def build_texts(
     The seed changes the order of the training samples only: runs with different seeds are measured on the same texts.
 
     Args:
-        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's; "bytes" = one token
-            a byte.
+        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's; "bytes" = one
+            token a byte.
         domains: Which of the pack's, numbered in this order; null = all: numerics, learning, tables, graphs, algebra,
             words and facts.
         max_tokens: Longest row of prompt and text; longer texts are cut, a prompt without room is an error.
@@ -43,6 +45,7 @@ def build_texts(
         completions: File that ``potstill generate`` wrote: its texts are learnt in place of the pack's.
         pack: Folder of other texts, as ``tools/build_text_pack.py`` writes them; null = those shipped.
         written: Held-out prompts whose text is written out when a model is measured.
+        spans: Also give ``span_ids``: which tokens form a phrase, for "span_correlation".
         size: Number of training samples; null = all.
         teacher_model: Filled in by the run.
 
@@ -81,7 +84,7 @@ def build_texts(
         fields["pad_token_id"] = collator.padding
     return DataSource(
         make=make,
-        collator=collator,
+        collator=SpanCollator(collator, words) if spans else collator,
         processor=words,
         model_fields=fields,
         facts={
