@@ -6,11 +6,13 @@ Names are loaded on first use, so importing this package does not import torch.
 from potstill._lazy import lazy_names
 
 _HOMES = {
+    "CorrectingSampler": "correcting",
     "OnPolicySampler": "on_policy",
     "Written": "writing",
     "as_if_written": "on_policy",
     "check_room": "writing",
     "pad_left": "writing",
+    "scrg_regenerate": "correcting",
     "write_tokens": "writing",
 }
 __all__ = sorted(_HOMES)

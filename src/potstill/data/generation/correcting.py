@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.data.generation.on_policy import OnPolicySampler
-from potstill.data.generation.writing import Written, pad_left, write_tokens
+from potstill.data.generation.writing import Written, evaluating, pad_left, write_tokens
 from potstill.errors import InputError
 from potstill.losses import scrg_select
 
@@ -93,11 +94,11 @@ def scrg_regenerate(
         if not is_open:
             continue
         ids, kept = pad_left([torch.cat([rows[i], answers[i][0]]) for i in is_open], pad_token_id)
-        room = max_new_tokens - min(len(answers[i][0]) for i in is_open)
-        more = write_tokens(student, ids, kept, max_new_tokens=room, **settings)
+        rooms = torch.tensor([max_new_tokens - len(answers[i][0]) for i in is_open], device=ids.device)
+        more = write_tokens(student, ids, kept, max_new_tokens=rooms, **settings)
         for i, tokens, counts, chances in zip(is_open, more.tokens, more.mask, more.log_probs):
-            behind = (tokens[counts], chances[counts])
-            answers[i] = tuple(torch.cat(pair)[:max_new_tokens] for pair in zip(answers[i], behind))
+            before = answers[i]
+            answers[i] = torch.cat([before[0], tokens[counts]]), torch.cat([before[1], chances[counts]])
     return _together(answers, pad_token_id)
 
 
@@ -117,16 +118,14 @@ def _read(
         "attention_mask": torch.cat([mask.long(), written.mask.long()], 1),
     }
     # On the left are pads, so a token's position is not its column.
-    whole["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    positions = (whole["attention_mask"].cumsum(1) - 1).clamp_min(0)
     logits = []
     for model in (student, teacher):
-        training = [m for m in model.modules() if m.training]
-        model.eval()
-        try:
-            logits.append(model(**whole, use_cache=False).logits[:, -T - 1 : -1])
-        finally:
-            for module in training:
-                module.training = True
+        takes = inspect.signature(model.forward).parameters
+        more = {"position_ids": positions} if "position_ids" in takes else {}
+        more |= {"logits_to_keep": T + 1} if "logits_to_keep" in takes else {}
+        with evaluating(model):
+            logits.append(model(**whole, **more, use_cache=False).logits[:, -T - 1 : -1])
     return *logits, written.tokens, written.mask
 
 
@@ -157,7 +156,10 @@ class CorrectingSampler(OnPolicySampler):
         super().__init__(*args, **options)
         if self.alpha > 0:
             raise InputError(
-                "the teacher corrects what the student writes alone", where="rollout.alpha", expected="0", got=self.alpha
+                "the teacher corrects what the student writes alone",
+                where="rollout.alpha",
+                expected="0",
+                got=self.alpha,
             )
         self.corrections = corrections
 
