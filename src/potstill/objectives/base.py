@@ -123,6 +123,7 @@ class Objective:
         around: Called with the student, gives a context manager within which the student runs for this objective; what
             it yields is the entry of ``Signal.notes`` under it. Equal ones of several objectives are entered once.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
+        reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -138,6 +139,7 @@ class Objective:
     of: tuple[str, ...] = (TEACHER,)
     learning_rate: float | None = None
     surveys = False
+    reads_weights = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
 
     def __init__(
