@@ -110,7 +110,7 @@ class SpanCollator:
     """Adds to the batches of another collator which tokens form a phrase: ``span_ids`` ``[B, L]``, -1 = none.
 
     For the objective "span_correlation". Only tokens with a label are looked at. Texts that a student wrote later, in
-    place of the data's, need ``mark`` again.
+    place of the data's, get theirs by ``remade``.
 
     Whatever else the other collator has can be asked of this one.
 
@@ -131,18 +131,20 @@ class SpanCollator:
     ):
         self.collator, self.tokenizer, self.spans = collator, tokenizer, spans
 
+    @property
+    def remade(self) -> dict[str, Callable[[Mapping[str, Any]], Tensor]]:
+        """What goes with the tokens, and how it is made from a batch: for texts that a student wrote."""
+        return {"span_ids": lambda batch: mark_spans(batch, self.tokenizer, self.spans)}
+
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         """Return the batch with its spans."""
-        return self.mark(self.collator(samples))
+        batch = self.collator(samples)
+        return {**batch, **{key: make(batch) for key, make in self.remade.items()}}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "collator":  # of a copy that is not filled yet
             raise AttributeError(name)
         return getattr(self.collator, name)
-
-    def mark(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a batch with the spans of its ids."""
-        return {**batch, "span_ids": mark_spans(batch, self.tokenizer, self.spans)}
 
 
 def mark_spans(

@@ -39,6 +39,12 @@ class Selector:
         self.size = len(trainer.plain_dataset)
         if policy.heldout is not None and trainer.heldout_dataset is None:
             raise InputError("the selection measures on held-out samples, and there are none", where="selection")
+        if policy.heldout is not None and getattr(trainer.teacher, "model", None) is None:
+            raise RecipeError(
+                "the selection asks the teacher about held-out samples, but there is none that can be asked",
+                where="teacher",
+                hint="Name a teacher without a cache.",
+            )
         policy.rows_per_step = trainer.rows_per_step
         self.length = policy.length(self.size)
         if not trainer.args.train_batch_size <= self.length:
