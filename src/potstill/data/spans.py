@@ -26,7 +26,8 @@ _FUNCTION_WORDS = (
     "will would shall should can could may might must not there here"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-_WORD = re.compile(r"[\w\uFFFD]+(?:['’-][\w\uFFFD]+)*")
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_CUT = "\ufffd"  # stands for bytes that are no whole letter
 
 
 def phrase_spans(text: str) -> list[tuple[int, int]]:
@@ -62,18 +63,30 @@ def phrase_spans(text: str) -> list[tuple[int, int]]:
 def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Return what each token adds to the text, from the ids alone, for any tokenizer of transformers.
 
-    A token is read behind the one before it, as some tokenizers drop a space at the start of a text. Of a letter cut
-    into several tokens the first ones stand as U+FFFD, the last adds nothing.
+    A token is read behind the one before it, as some tokenizers drop a space at the start of a text. A letter that is
+    cut into several tokens comes with the last of them.
     """
     ids = list(ids)
+    alone = _read([[i] for i in ids], tokenizer)
+    pairs = _read([list(pair) for pair in pairwise(ids)], tokenizer)
+    pieces = alone[:1] + [pair[len(first) :] for first, pair in zip(alone, pairs)]
+    kept: list[int] = []
+    for i, text in enumerate(alone):
+        if _CUT not in text:
+            kept = []
+            continue
+        kept.append(ids[i])
+        known = len(_read([kept[:-1]], tokenizer)[0].rstrip(_CUT))
+        whole = _read([kept], tokenizer)[0]
+        pieces[i] = whole.rstrip(_CUT)[known:]
+        kept = kept if whole.endswith(_CUT) else []
+    return pieces
+
+
+def _read(rows: list[list[int]], tokenizer: Any) -> list[str]:
     if getattr(tokenizer, "is_fast", False):
-        read = tokenizer.backend_tokenizer.decode_batch
-        before, after = read([[i] for i in ids], False), read([list(pair) for pair in pairwise(ids)], False)
-    else:
-        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        before = [tokenizer.decode([i], **options) for i in ids]
-        after = [tokenizer.decode(list(pair), **options) for pair in pairwise(ids)]
-    return before[:1] + [pair[len(first) :] for first, pair in zip(before, after)]
+        return tokenizer.backend_tokenizer.decode_batch(rows, False)
+    return [tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False) for row in rows]
 
 
 def span_ids_of(
@@ -99,9 +112,9 @@ def span_ids_of(
     found, place = [], 0
     for i, piece in zip(ids, pieces):
         first = place + len(piece) - len(piece.lstrip(" "))
-        if piece == "" or first == place + len(piece):  # nothing, or spaces alone: as what stands before
-            first = place - 1 if piece == "" else place
-        found.append(NO_SPAN if i in special or not 0 <= first < len(text) else of_character[first])
+        if first == place + len(piece):  # spaces alone; or nothing, the start of a letter that comes next
+            first = place
+        found.append(NO_SPAN if i in special or first == len(text) else of_character[first])
         place += len(piece)
     return found
 
