@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.data.generation import read_completions
 from potstill.data.sources import DATA, DataSource
+from potstill.data.spans import SpanCollator
 from potstill.data.texts import BYTES, PACK, TextCollator, TextDataset, byte_tokenizer, read_pack
 from potstill.errors import RecipeError
 from potstill.models.load import find_model
@@ -26,6 +27,7 @@ def build_texts(
     completions: str | None = None,
     pack: str | None = None,
     written: int = 32,
+    spans: bool = False,
     size: int | None = None,
     teacher_model: str | None = None,
     seed: int = 0,
@@ -44,6 +46,7 @@ def build_texts(
         completions: File that ``potstill generate`` wrote: its texts are learnt in place of the pack's.
         pack: Folder of other texts, as ``tools/build_text_pack.py`` writes them; null = those shipped.
         written: Held-out prompts whose text is written out when a model is measured.
+        spans: Also give ``span_ids``: which tokens form a phrase, for "span_correlation".
         size: Number of training samples; null = all.
         teacher_model: Filled in by the run.
 
@@ -83,7 +86,7 @@ def build_texts(
         fields["pad_token_id"] = collator.padding
     return DataSource(
         make=make,
-        collator=collator,
+        collator=SpanCollator(collator, words) if spans else collator,
         processor=words,
         model_fields=fields,
         facts={

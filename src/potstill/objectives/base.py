@@ -196,6 +196,10 @@ class Objective:
         """Return the sum of the loss over the units that count: a scalar, fp32 or better, in nats where it can be."""
         raise NotImplementedError(f"{type(self).__name__} must compute its loss")
 
+    def notes(self, part: nn.Module | None) -> dict[str, float]:
+        """Return what the history is to tell beside its value: numbers by name, on the first rank alone."""
+        return {}
+
     def lazy_term(self, seen: Seen) -> Term:
         """Return what ``total`` computes as a term on the student's ``LazyLogits``, which ``takes_lazy`` promises."""
         raise NotImplementedError(f"{type(self).__name__} reads whole logits")

@@ -144,6 +144,7 @@ class RolloutSection(Section):
     alpha: float = Field(0.0, ge=0, le=1, description="Share of the teacher in what is drawn from (MiniLLM: 0.2).")
     buffer: int = Field(0, ge=0, description="Rows that are kept to be used again, on each process.")
     reuse: float = Field(0.0, ge=0, le=1, description="Chance that rows come from the buffer once it has enough.")
+    corrections: int = Field(0, ge=0, le=100, description="Worst tokens of each text that the teacher replaces (SCRG).")
 
 
 class PolicySection(OpenSection):

@@ -159,7 +159,8 @@ def prepare(
     }
     check_cached_use(by_section, cached, {name: place_of(name) for name in cached})
     live = live_teachers(models | cached, module.outputs_of, module.taps_of, recipe.inputs)
-    asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
+    selection = build_selection(recipe.selection, recipe.seed, source)
+    asks_about_all = selection is not None or any(o.surveys for o in module.objectives)
     numbered, collator = (NumberedDataset if cached else lambda dataset: dataset), source.collator
     if cached:
         collator = CachedCollator(collator, {n: (one.reader, one.wanted) for n, one in cached.items()})
@@ -168,13 +169,14 @@ def prepare(
             module,
             teacher=live,
             policy=policy,
-            selection=build_selection(recipe.selection, recipe.seed),
+            selection=selection,
             rollouts=rollouts,
             args=build_arguments(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
             train_dataset=numbered(source.split("train")),
             plain_dataset=numbered(source.plain_train()) if asks_about_all else None,
+            heldout_dataset=source.split(selection.heldout) if selection is not None and selection.heldout else None,
             data_collator=collator,
             history=history,
             stage=stage,
