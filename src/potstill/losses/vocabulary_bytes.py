@@ -41,7 +41,7 @@ def token_bytes(tokenizer: Any) -> list[bytes | SpecialToken]:
         raise InputError("the tokenizer shows no vocabulary", where="token_bytes", got=type(tokenizer).__name__)
     vocabulary = tokenizer.get_vocab()
     specials = _special_tokens(tokenizer)
-    kind = _kind(tokenizer, vocabulary)
+    kind = vocabulary_kind(tokenizer)
     rows: list[bytes | SpecialToken] = [SpecialToken("pad")] * (max(vocabulary.values(), default=-1) + 1)
     added = set(_added_words(tokenizer))
     for word, i in vocabulary.items():
@@ -103,8 +103,9 @@ def _added_words(tokenizer: Any) -> list[str]:
     return [token.content for token in getattr(tokenizer, "get_added_tokens_decoder", dict)().values()]
 
 
-def _kind(tokenizer: Any, vocabulary: dict[str, int]) -> str:
-    """Return how the vocabulary writes text down: "bytes", "sentencepiece", "wordpiece", "characters" or "text"."""
+def vocabulary_kind(tokenizer: Any) -> str:
+    """Return how a vocabulary writes text down: "bytes", "sentencepiece", "wordpiece", "characters" or "text"."""
+    vocabulary = tokenizer.get_vocab()
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     rules = f"{getattr(backend, 'decoder', None)!r}{getattr(backend, 'pre_tokenizer', None)!r}"
     if "ByteLevel" in rules:

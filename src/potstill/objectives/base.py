@@ -123,6 +123,8 @@ class Objective:
         around: Called with the student, gives a context manager within which the student runs for this objective; what
             it yields is the entry of ``Signal.notes`` under it. Equal ones of several objectives are entered once.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
+        crosses_tokenizers: True if teacher and student may have read the text in different tokens. It is then told of
+            both tokenizers by ``read_tokenizers``.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -139,6 +141,7 @@ class Objective:
     learning_rate: float | None = None
     surveys = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
+    crosses_tokenizers = False
 
     def __init__(
         self,
@@ -168,6 +171,9 @@ class Objective:
 
     def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Look at the models themselves, before anything is tapped: to find layers by what the models are."""
+
+    def read_tokenizers(self, student: Any, teacher: Any) -> None:
+        """Look at the tokenizers, where ``crosses_tokenizers`` says that it wants to."""
 
     def second_view(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the batch as the student is to see it a second time (restyled, say), or None if once is enough."""
