@@ -15,7 +15,8 @@ from torch import nn
 import potstill.data.digits_source
 import potstill.data.emoji_source
 import potstill.data.files_source
-import potstill.data.scene_source  # noqa: F401 - each registers a data source
+import potstill.data.scene_source
+import potstill.data.texts_source  # noqa: F401 - each registers a data source
 from potstill.data.generation import OnPolicySampler
 from potstill.data.selection import SELECTIONS, SelectionPolicy
 from potstill.data.sources import DATA, DataSource
@@ -44,9 +45,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_source(recipe: Recipe) -> DataSource:
-    """Return the data source the recipe names."""
+    """Return the data source the recipe names; a builder that declares ``teacher_model`` gets the teacher's name."""
     section = recipe.data
     builder = DATA.get(section.source, "data.source")
+    if "teacher_model" in inspect.signature(builder).parameters:
+        named = None if recipe.teacher is None or recipe.teacher.model == STUDENT else recipe.teacher.model
+        return call_with_options(builder, section.options, "data", seed=recipe.seed, teacher_model=named)
     return call_with_options(builder, section.options, "data", seed=recipe.seed)
 
 
