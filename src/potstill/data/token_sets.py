@@ -69,7 +69,7 @@ def load_tokenizer(name_or_path: str | Path, *, where: str = "tokenizer") -> Pre
     if name == "bytes":
         return byte_tokenizer()
     folder = packaged_models()[name] if is_packaged(name) else Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).is_file() for file in FILES):
+    if folder.is_dir() and not has_tokenizer(folder):
         raise InputError("the folder has no tokenizer", where=where, expected=f"{FILES[0]} or another", got=name)
     try:
         return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
@@ -82,6 +82,11 @@ def load_tokenizer(name_or_path: str | Path, *, where: str = "tokenizer") -> Pre
             got=f"{name}: {reason}",
             hint=suggest(name, [*BUILT_IN, *packaged_models()]),
         ) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """True if the folder holds a tokenizer."""
+    return any((folder / file).is_file() for file in FILES)
 
 
 def _wrapped(backend: Tokenizer, *, use_regex: bool) -> PreTrainedTokenizerFast:

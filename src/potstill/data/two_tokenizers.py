@@ -23,7 +23,8 @@ class TwoTokenizerCollator:
     ``teacher_input_ids``, ``teacher_attention_mask`` and ``teacher_labels``, and for every token the number of its
     chunk in ``student_chunks`` ``[B, L_s]`` and ``teacher_chunks`` ``[B, L_t]``, -1 for tokens in none: those of the
     prompt, padding, and what only one side has. Where a row was cut because it is too long, both sides learn the text
-    up to the last chunk they share: labels behind it are -100. All of it is done here, by the data workers.
+    up to the last chunk they share: labels behind it are -100. ``chunk_bytes`` ``[B]`` is how much text is in chunks.
+    All of it is done here, by the data workers.
 
     Args:
         student: Makes batches for the student: has a ``tokenizer`` and gives ``input_ids`` and ``labels``, the tokens
@@ -55,6 +56,7 @@ class TwoTokenizerCollator:
         """Return the batch."""
         batch, other = self.student(samples), self.teacher(samples)
         labels = {"student": batch["labels"].clone(), "teacher": other["labels"].clone()}
+        num_bytes = []
         chunks = {side: torch.full_like(rows, NONE, dtype=torch.int32) for side, rows in labels.items()}
         for row, sample in enumerate(samples):
             places = {side: (rows[row] != IGNORED).nonzero()[:, 0] for side, rows in labels.items()}
@@ -64,13 +66,15 @@ class TwoTokenizerCollator:
             for number, (ts, te, ss, se) in enumerate(found):
                 chunks["teacher"][row, places["teacher"][ts:te]] = number
                 chunks["student"][row, places["student"][ss:se]] = number
+            aligned = [t for ts, te, _, _ in found for t in tokens["teacher"][ts:te] if isinstance(t, bytes)]
+            num_bytes.append(sum(map(len, aligned)))
             if any(self._was_cut(side, ids[side]) for side in ids):
                 ends = {"teacher": found[-1][1] if found else 0, "student": found[-1][3] if found else 0}
                 for side, end in ends.items():
                     labels[side][row, places[side][end:]] = IGNORED
         batch["labels"] = labels["student"]
         batch |= {f"teacher_{key}": other[key] for key in ("input_ids", "attention_mask")}
-        batch |= {"teacher_labels": labels["teacher"]}
+        batch |= {"teacher_labels": labels["teacher"], "chunk_bytes": torch.tensor(num_bytes)}
         return batch | {f"{side}_chunks": rows for side, rows in chunks.items()}
 
     def _was_cut(self, side: str, ids: Sequence[int]) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
     from potstill.losses.kernel_alignment import cka, cka_loss
-    from potstill.losses.likelihood_matching import alm_loss, alm_loss_from_logprobs
+    from potstill.losses.likelihood_matching import alm_loss, alm_loss_from_logprobs, chunk_logprobs
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
     from potstill.losses.mutual_information import MIAlphaLoss, mi_alpha_bound
@@ -88,6 +88,7 @@ __all__ = [
     "attention_transfer",
     "boundary_mask",
     "caption_contrastive_loss",
+    "chunk_logprobs",
     "cka",
     "cka_loss",
     "class_means",
@@ -163,6 +164,7 @@ _HOMES = {
     "attention_transfer": "spatial_attention",
     "boundary_mask": "vocabulary_bytes",
     "caption_contrastive_loss": "open_vocabulary",
+    "chunk_logprobs": "likelihood_matching",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
     "class_means": "class_statistics",

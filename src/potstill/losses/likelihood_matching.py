@@ -99,12 +99,24 @@ def alm_loss(
             "the sides have different numbers of chunks", where="alm_loss", expected=f"{C_t} (teacher)", got=C_s
         )
     C = C_s or C_t or 1 + max((int(x.max()) for x in (chunks_s, chunks_t) if x.numel()), default=-1)
-    s, ends_s, has_s = _side(
-        student_logits, student_ids, chunks_s, C, student_loss_mask, student_boundary, needs_boundary, "student"
+    s, has_s, ends_s = chunk_logprobs(
+        student_logits,
+        student_ids,
+        chunks_s,
+        student_loss_mask,
+        student_boundary if needs_boundary else None,
+        side="student",
+        num_chunks=C,
     )
     with torch.no_grad():
-        t, ends_t, has_t = _side(
-            teacher_logits, teacher_ids, chunks_t, C, teacher_loss_mask, teacher_boundary, needs_boundary, "teacher"
+        t, has_t, ends_t = chunk_logprobs(
+            teacher_logits,
+            teacher_ids,
+            chunks_t,
+            teacher_loss_mask,
+            teacher_boundary if needs_boundary else None,
+            side="teacher",
+            num_chunks=C,
         )
     if len(s) != len(t):
         raise ShapeError("batches differ", where="alm_loss", expected=f"{len(t)} rows (teacher)", got=len(s))
@@ -217,34 +229,61 @@ def _check_options(
         check_unit(merge_threshold, where, "merge_threshold")
 
 
-def _side(
+def chunk_logprobs(
     logits: Tensor,
     ids: Tensor,
     chunks: Tensor,
-    C: int,
-    mask: Tensor,
-    boundary: Tensor | None,
-    needs_boundary: bool,
-    side: str,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return, ``[B, C]``, log-probabilities of chunks, those of a boundary behind each, and which have tokens."""
+    loss_mask: Tensor,
+    boundary: Tensor | None = None,
+    *,
+    num_chunks: int | None = None,
+    side: str = "model",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what ``alm_loss`` needs to know of one model: how likely it finds every chunk of a text.
+
+    For a teacher that is asked once: two numbers a chunk are all that has to be kept. Not for single tokens, whose
+    log-probabilities say more than their sum.
+
+    Args:
+        logits: ``[B, L, V]``; position i gives the chances of token i + 1.
+        ids: Tokens, ``[B, L]``.
+        chunks: Bool ``[B, L, C]``, or the number of each token's chunk, ``[B, L]``, -1 = none.
+        loss_mask: True at tokens that count, ``[B, L]``.
+        boundary: True at tokens that begin where a word can end, ``[V]``; None = the boundary is not asked for.
+        num_chunks: C, if the chunks are numbers and there may be more than these rows show.
+        side: What messages call the model.
+
+    Returns:
+        Log-probabilities ``[B, C]`` in nats, 0 where there is no chunk; bool ``[B, C]``, True where a chunk has a token
+        that counts and is not the first of its row; and the log-chance of a boundary behind each chunk, or None.
+
+    Raises:
+        InputError, ShapeError: as ``alm_loss``.
+
+    Source:
+        As ``alm_loss``, steps 1 to 4 of its algorithm in the authors' code.
+    """
+    chunks, C = chunk_ids(chunks, ids, "alm_loss", side)
+    C = C if C is not None else num_chunks
+    C = C if C is not None else 1 + (int(chunks.max()) if chunks.numel() else -1)
     if logits.ndim != 3 or logits.shape[:2] != ids.shape:
         raise ShapeError(
             f"the {side}'s logits do not fit", where="alm_loss", expected=f"{[*ids.shape, 'V']}", got=list(logits.shape)
         )
     if not logits.is_floating_point():
         raise InputError(f"the {side}'s logits are not floating point", where="alm_loss", got=logits.dtype)
-    inside = members(chunks, mask, "alm_loss", side)
+    inside = members(chunks, loss_mask, "alm_loss", side)
     counted = inside.clone()
     counted[:, :1] = False  # nothing says how likely the first token is
+    of_chunk = chunks.masked_fill(~counted, C)
     end = last_in_chunk(inside, chunks, C)  # [B, C]
-    has = chunk_sums(counted.long(), chunks.masked_fill(~counted, C), C) > 0
-    # Only the rows that are read: a softmax over a vocabulary costs as much at padding as anywhere.
+    has = chunk_sums(counted.long(), of_chunk, C) > 0
+    # Only rows that are read: a softmax over a vocabulary costs as much at padding as anywhere.
     before = torch.zeros_like(counted)
     before[:, :-1] = counted[:, 1:]
     read = before
-    if needs_boundary:
-        rows, columns = (has & (end >= 0)).nonzero(as_tuple=True)
+    if boundary is not None:
+        rows, columns = has.nonzero(as_tuple=True)
         read = before.clone()
         read[rows, end[rows, columns]] = True
     chosen = logits[read]  # [N, V]
@@ -262,15 +301,15 @@ def _side(
             hint="Each model has to be given ids of its own tokenizer.",
         )
     token = (chosen.gather(-1, target[:, None])[:, 0] - total) * before[read]
-    spread = token.new_zeros(ids.shape).masked_scatter(read, token)
-    shifted = torch.cat([spread.new_zeros(len(ids), 1), spread[:, :-1]], dim=1)  # at the token itself
-    sums = chunk_sums(shifted.masked_fill(~counted, 0), chunks.masked_fill(~counted, C), C)
-    if not needs_boundary:
-        return sums, None, has
+    placed = token.new_zeros(ids.shape).masked_scatter(read, token)
+    placed = torch.cat([placed.new_zeros(len(ids), 1), placed[:, :-1]], dim=1)  # at the token itself
+    sums = chunk_sums(placed.masked_fill(~counted, 0), of_chunk, C)
+    if boundary is None:
+        return sums, has, None
     boundary = _fitted_boundary(boundary, logits.shape[-1], side).to(chosen.device)
-    at_end = chosen[:, boundary].logsumexp(-1) - total  # [N]
-    spread = at_end.new_zeros(ids.shape).masked_scatter(read, at_end)
-    return sums, spread.gather(1, end.clamp_min(0)), has
+    ends = chosen[:, boundary].logsumexp(-1) - total  # [N]
+    ends = ends.new_zeros(ids.shape).masked_scatter(read, ends)
+    return sums, has, ends.gather(1, end.clamp_min(0)).masked_fill(~has, 0)
 
 
 def _fitted_boundary(boundary: Tensor, V: int, side: str) -> Tensor:
