@@ -1,25 +1,16 @@
 """A tiny Llama and a tokenizer of single bytes for everything about texts; nothing is downloaded."""
 
+import copy
+
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+from potstill.data.texts import bytes
 
-
-def byte_tokenizer(pad="<|pad|>", end="<|end|>", template=TEMPLATE):
-    """One token a byte after the special ones."""
-    special = [token for token in ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>") if token]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token=end)
-    fast.chat_template = template
+def byte_tokenizer(pad="<|pad|>", end="<|end|>", template=bytes.TEMPLATE):
+    """One token a byte, with or without what a tokenizer may lack."""
+    fast = copy.deepcopy(bytes.byte_tokenizer())
+    fast.pad_token, fast.eos_token, fast.chat_template = pad, end, template
     return fast
 
 

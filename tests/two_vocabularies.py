@@ -2,7 +2,8 @@
 
 import torch
 
-from potstill.data.token_sets import byte_tokenizer, train_bpe
+from potstill.data.texts import byte_tokenizer
+from potstill.data.token_sets import train_bpe
 from potstill.data.two_tokenizers import TwoTokenizerCollator
 from tiny_writers import llama
 

@@ -3,28 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.align.vocabulary import tokenizer_hash
-from potstill.data.token_sets import byte_tokenizer, load_tokenizer, train_bpe
-from potstill.errors import InputError
+from potstill.data.texts import byte_tokenizer
+from potstill.data.token_sets import load_tokenizer, train_bpe
+from potstill.errors import InputError, RecipeError
 from potstill.losses import SpecialToken, boundary_mask, token_bytes
 
 TEXTS = ["the cat sat on the mat"] * 3 + ["a dog and the dogs of Köln"] * 4
 
 
-def test_ids_of_the_byte_tokenizer_are_the_bytes():
-    tokenizer = byte_tokenizer()
-    assert tokenizer("hé\n")["input_ids"] == list("hé\n".encode())
-    assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (
-        259,
-        256,
-        257,
-        258,
-    )
-    assert tokenizer.decode([*list("hé".encode()), 258], skip_special_tokens=True) == "hé"
-
-
 def test_special_tokens_in_a_text_are_plain_text():
-    for tokenizer in (byte_tokenizer(), train_bpe(TEXTS, 280)):
-        assert tokenizer.eos_token_id not in tokenizer("a <eos> b")["input_ids"]
+    assert BPE.eos_token_id not in BPE("a <|end|> b")["input_ids"]
 
 
 def test_trained_tokenizer_is_always_the_same_and_reads_everything():
@@ -36,7 +24,7 @@ def test_trained_tokenizer_is_always_the_same_and_reads_everything():
 
 
 def test_vocabulary_too_small_for_bytes_is_refused():
-    with pytest.raises(InputError, match="at least 260"):
+    with pytest.raises(InputError, match="at least 259"):
         train_bpe(TEXTS, 256)
 
 
@@ -56,15 +44,16 @@ def test_tokenizers_are_loaded_by_name(tmp_path):
     BPE.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert tokenizer_hash(loaded) == tokenizer_hash(BPE)
-    assert loaded("a <eos>")["input_ids"] == BPE("a <eos>")["input_ids"]
+    assert loaded("a <|end|>")["input_ids"] == BPE("a <|end|>")["input_ids"]
     assert len(load_tokenizer("vl-t5-scenes")) > 100
+    assert tokenizer_hash(load_tokenizer("bpe-280", texts=TEXTS)) == tokenizer_hash(BPE)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"data\.tokenizer: the folder has no tokenizer"):
+    with pytest.raises(RecipeError, match=r"data\.tokenizer: no tokenizer can be read there"):
         load_tokenizer(tmp_path, where="data.tokenizer")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="no tokenizer could be loaded"):
+    with pytest.raises(RecipeError, match="no tokenizer can be read"):
         load_tokenizer(tmp_path)
 
 
@@ -73,9 +62,10 @@ def test_boundaries_are_spaces_and_special_tokens():
     vocabulary = BPE.get_vocab()
     assert mask.shape == (280,)
     assert mask[vocabulary["Ġ"]]
-    assert mask[vocabulary["<eos>"]]
+    assert mask[vocabulary["<|end|>"]]
     assert not mask[vocabulary["the"]]
-    assert boundary_mask(byte_tokenizer()).nonzero().flatten().tolist() == [9, 10, 32, 256, 257, 258]
+    bytes_of = token_bytes(byte_tokenizer())
+    assert [bytes_of[i] for i in boundary_mask(byte_tokenizer()).nonzero()[4:, 0]] == [b"\t", b"\n", b" "]
 
 
 class Listed:

@@ -19,7 +19,7 @@ def texts_of(batch, row, tokenizer, ids, chunks):
     found = []
     for n in range(int(numbers.max()) + 1):
         tokens = [rows[i] for i in batch[ids][row][numbers == n].tolist()]
-        found.append(b"<eos>" if tokens == [SpecialToken("eos")] else b"".join(tokens))
+        found.append(b"<|end|>" if tokens == [SpecialToken("eos")] else b"".join(tokens))
     return found
 
 
@@ -29,7 +29,7 @@ def test_both_sides_of_every_chunk_are_the_same_text():
         own = texts_of(batch, row, BYTES, "input_ids", "student_chunks")
         other = texts_of(batch, row, BPE, "teacher_input_ids", "teacher_chunks")
         assert own == other
-        assert b"".join(own).decode() == SAMPLES[row]["text"] + "<eos>"
+        assert b"".join(own).decode() == SAMPLES[row]["text"] + "<|end|>"
         assert len(own) < len(SAMPLES[row]["text"])
 
 
@@ -55,9 +55,9 @@ def test_a_row_cut_on_one_side_ends_at_the_same_text_on_both(longest, teacher_lo
         own = BYTES.decode(batch["labels"][row][batch["labels"][row] != -100])
         other = BPE.decode(batch["teacher_labels"][row][batch["teacher_labels"][row] != -100])
         assert own == other
-        assert (SAMPLES[row]["text"] + "<eos>").startswith(own)
+        assert (SAMPLES[row]["text"] + "<|end|>").startswith(own)
         if longest == teacher_longest:
-            assert own == SAMPLES[row]["text"] + "<eos>"
+            assert own == SAMPLES[row]["text"] + "<|end|>"
 
 
 def test_vocabularies_that_forget_spaces_align_by_place():
@@ -71,7 +71,7 @@ def test_vocabularies_that_forget_spaces_align_by_place():
     sample = {"index": 0, "prompt": "the", "text": "The cats, mew sat", "domain": 0}
     batch = collator(teacher=tokenizer)([sample])
     chunks = texts_of(batch, 0, BYTES, "input_ids", "student_chunks")
-    assert chunks == [b"The", b" cat", b"s", b",", b" mew", b" sat", b"<eos>"]
+    assert chunks == [b"The", b" cat", b"s", b",", b" mew", b" sat", b"<|end|>"]
 
 
 def test_is_the_same_in_a_data_worker():

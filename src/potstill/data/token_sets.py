@@ -1,87 +1,54 @@
-"""Tokenizers that need no download: bytes, and BPE trained on texts at hand; and how a recipe names any other."""
+"""How a recipe names a tokenizer: that of a model, or one that needs no download."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from potstill.errors import InputError, suggest
+from potstill.data.texts.bytes import BYTES, SPECIAL, byte_tokenizer
+from potstill.errors import InputError, RecipeError
 from potstill.losses.vocabulary_bytes import byte_alphabet
+from potstill.models.load import find_model
 
-SPECIAL = ("<pad>", "<bos>", "<eos>")
-BUILT_IN = ("bytes",)
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """A folder that has one of these has a tokenizer."""
+_BPE = re.compile(r"bpe-(\d{1,7})")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer that reads bytes: ids 0 to 255 are the bytes themselves, then ``<pad> <bos> <eos>``.
-
-    It reads every text, and adds no special token to any. Texts are several times as long as in a vocabulary of whole
-    words: that is the price of an output layer of 259 rows.
-    """
-    backend = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
-    return _wrapped(backend, use_regex=False)
-
-
-def train_bpe(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on texts: the same texts in the same order always give the same tokenizer.
+def load_tokenizer(name: str | Path, *, texts: Iterable[str] | None = None, where: str = "tokenizer") -> Any:
+    """Return a tokenizer by name. Code that comes with one is never run.
 
     Args:
-        texts: What to learn merges from.
-        size: Tokens in all: 256 bytes, ``<pad> <bos> <eos>``, and the merges. Fewer if the texts have no more pairs
-            that occur twice.
-
-    Raises:
-        InputError: ``size`` leaves no room for merges.
-    """
-    least = 256 + len(SPECIAL) + 1
-    if size < least:
-        raise InputError("is too small for a byte-level BPE", where="size", expected=f"at least {least}", got=size)
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL),
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=list(byte_alphabet()),
-    )
-    backend.train_from_iterator(texts, trainer)
-    return _wrapped(backend, use_regex=True)
-
-
-def load_tokenizer(name_or_path: str | Path, *, where: str = "tokenizer") -> PreTrainedTokenizerBase:
-    """Return a tokenizer by name.
-
-    Args:
-        name_or_path: "bytes"; the name of a packaged model, a folder, or a name on the model hub.
+        name: "bytes"; "bpe-1024", a vocabulary of so many tokens learnt from ``texts``; or the name of a packaged or
+            fetched model, a folder, or a name on the model hub.
+        texts: What a vocabulary is learnt from.
         where: Path in the recipe, for messages.
 
     Raises:
-        InputError: there is none, or it cannot be read. Code that comes with a tokenizer is never run.
+        RecipeError: There is none of that name, or it cannot be read.
     """
-    from potstill.models.load import is_packaged, packaged_models
-
-    name = str(name_or_path)
-    if name == "bytes":
+    if str(name) == BYTES:
         return byte_tokenizer()
-    folder = packaged_models()[name] if is_packaged(name) else Path(name).expanduser()
-    if folder.is_dir() and not has_tokenizer(folder):
-        raise InputError("the folder has no tokenizer", where=where, expected=f"{FILES[0]} or another", got=name)
+    learnt = _BPE.fullmatch(str(name))
+    if learnt is not None and texts is not None:
+        try:
+            return train_bpe(texts, int(learnt[1]))
+        except InputError as error:
+            error.where = where
+            raise
+    folder = find_model(name, where=where)
+    form = '"bytes", "bpe-1024", a packaged or fetched model, a folder or a hub name'
+    if not has_tokenizer(folder):
+        raise RecipeError("no tokenizer can be read there (it has none)", where=where, expected=form, got=name)
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file, transformers various
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file, each class its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            "no tokenizer could be loaded",
-            where=where,
-            expected='"bytes", a packaged model, a folder or a hub name',
-            got=f"{name}: {reason}",
-            hint=suggest(name, [*BUILT_IN, *packaged_models()]),
-        ) from error
+        raise RecipeError(f"no tokenizer can be read there ({reason})", where=where, expected=form, got=name) from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -89,17 +56,41 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in FILES)
 
 
-def _wrapped(backend: Tokenizer, *, use_regex: bool) -> PreTrainedTokenizerFast:
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+def train_bpe(texts: Iterable[str], size: int) -> Any:
+    """Train a byte-level BPE on texts: the same texts in the same order always give the same tokenizer.
+
+    Args:
+        texts: What to learn merges from.
+        size: Tokens in all: 256 bytes, those of padding and end, and the merges. There are fewer if no more pairs occur
+            twice.
+
+    Raises:
+        InputError: ``size`` leaves no room for merges.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = SPECIAL[:2]
+    least = 256 + len(special) + 1
+    if size < least:
+        raise InputError("is too small for a byte-level BPE", where="size", expected=f"at least {least}", got=size)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=list(byte_alphabet()),
+        special_tokens=[AddedToken(word, special=True) for word in special],
+    )
+    backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token=SPECIAL[0],
-        bos_token=SPECIAL[1],
-        eos_token=SPECIAL[2],
+        pad_token=special[0],
+        eos_token=special[1],
         padding_side="right",
-        # A text that happens to hold "<eos>" must not end there: special tokens are only ever put in by their ids.
-        split_special_tokens=True,
         clean_up_tokenization_spaces=False,
+        # A text that happens to hold "<|end|>" must not end there: special tokens are only ever put in by their ids.
+        split_special_tokens=True,
     )

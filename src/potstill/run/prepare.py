@@ -35,7 +35,7 @@ from potstill.run.build import (
 from potstill.run.check import check_fit, check_names, check_splits
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
-from potstill.run.vocabularies import check_tokenizers
+from potstill.run.vocabularies import check_compared, check_reading
 from potstill.teachers import live_teachers
 from potstill.train import DistillationTrainer, DistillModule
 
@@ -116,6 +116,7 @@ def prepare(
     for name, section in sections.items():
         if section.model != STUDENT:
             models[name] = loaded[name] if name in loaded else build_teacher(section, _place_of(name))
+    check_reading(source, models, {name: (_place_of(name), sections[name]) for name in models})
     if student is None:
         student = build_student(recipe, models.get(TEACHER), source)
     for name, section in sections.items():
@@ -129,8 +130,7 @@ def prepare(
     rollouts = build_rollouts(recipe.rollout, source, recipe.seed)
     example = source.example() if rollouts is None else as_if_written(source.example())
     by_section = build_objectives(recipe, student, modules, example, models)
-    places = {name: (_place_of(name), section) for name, section in sections.items()}
-    check_tokenizers(recipe, source, student, models, places, by_section)
+    check_compared(recipe, source, student, models, by_section)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)

@@ -20,35 +20,47 @@ from potstill.recipe import Recipe
 from potstill.recipe.schema import STUDENT, ObjectiveSection, TeacherSection
 
 
-def check_tokenizers(
+def check_reading(
+    source: DataSource, teachers: Mapping[str, nn.Module], sections: Mapping[str, tuple[str, TeacherSection]]
+) -> None:
+    """Refuse a teacher whose own tokenizer, which lies beside its weights, is not the one its ids are made with.
+
+    Args:
+        source: The data.
+        teachers: Teachers by name.
+        sections: Recipe path and section of each.
+
+    Raises:
+        RecipeError: At the teacher's ``model``, naming both tokenizers.
+    """
+    own, given = _tokenizers(source)
+    for name, (where, section) in sections.items():
+        if given is not None and section.model != STUDENT:
+            _check_reading(section, teachers[name], given, where, is_second=given is not own)
+
+
+def check_compared(
     recipe: Recipe,
     source: DataSource,
     student: nn.Module,
     teachers: Mapping[str, nn.Module],
-    sections: Mapping[str, tuple[str, TeacherSection]],
     by_section: Mapping[str, Sequence[Objective]],
 ) -> None:
-    """Refuse a teacher that would read ids of another tokenizer, and objectives that compare tokens that differ.
-
-    Objectives that are made for two tokenizers are told of both.
+    """Refuse objectives that compare token by token what was read in other tokens; tell the others of both tokenizers.
 
     Args:
         recipe: The stage's recipe.
         source: Its data, whose tokenizer is the student's.
         student: The student.
         teachers: Teachers by name.
-        sections: Recipe path and section of each of them.
         by_section: Objectives by the path of their section.
 
     Raises:
-        RecipeError: At the teacher's ``model``, or at the objective's ``loss`` or ``shared_vocab``.
+        RecipeError: At the objective's ``loss`` or ``shared_vocab``.
     """
-    own, other = _tokenizer(source.collator, source.processor), _tokenizer(source.teacher_collator, source.processor)
+    own, other = _tokenizers(source)
     if own is None or other is None:
         return
-    for name, (where, section) in sections.items():
-        if section.model != STUDENT:
-            _check_reading(section, teachers[name], other, where, is_second=other is not own)
     differ = other is not own and tokenizer_hash(own) != tokenizer_hash(other)
     for (where, objectives), section in zip(by_section.items(), recipe.objectives):
         for objective in objectives:
@@ -66,11 +78,10 @@ def check_tokenizers(
                 )
             else:
                 for teacher in objective.of:
-                    _check_rows(section, objective, student, teachers[teacher], own, where)
+                    _check_rows(section, student, teachers[teacher], own, where)
 
 
 def _check_reading(section: TeacherSection, teacher: nn.Module, given: Any, where: str, *, is_second: bool) -> None:
-    """Refuse a teacher whose own tokenizer, which lies beside its weights, is not the one its ids are made with."""
     folder = find_model(section.model, revision=section.revision, allow_pickle=True, where=f"{where}.model")
     if not has_tokenizer(folder):
         return
@@ -89,9 +100,7 @@ def _check_reading(section: TeacherSection, teacher: nn.Module, given: Any, wher
         ) from error
 
 
-def _check_rows(
-    section: ObjectiveSection, objective: Objective, student: nn.Module, teacher: nn.Module, tokenizer: Any, where: str
-) -> None:
+def _check_rows(section: ObjectiveSection, student: nn.Module, teacher: nn.Module, tokenizer: Any, where: str) -> None:
     """Refuse output layers of different size that are compared whole: 151,936 rows and 152,064 of one tokenizer."""
     loss = getattr(losses, section.loss, None)
     if loss is None or section.on != "logits" or "shared_vocab" not in inspect.signature(loss).parameters:
@@ -100,8 +109,7 @@ def _check_rows(
     if rows_s is None or rows_t is None:
         return
     shared = min(rows_s, rows_t)
-    wanted = section.options.get("shared_vocab")
-    if wanted is None and rows_s != rows_t:
+    if "shared_vocab" not in section.options and rows_s != rows_t:
         needed = max(tokenizer.get_vocab().values(), default=-1) + 1
         raise RecipeError(
             f"is missing: the output layers have different numbers of rows for one tokenizer of {needed:,} tokens",
@@ -121,6 +129,11 @@ def _rows(model: nn.Module) -> int | None:
         layer = None
     weight = getattr(layer, "weight", None)
     return None if weight is None or weight.ndim != 2 else weight.shape[0]
+
+
+def _tokenizers(source: DataSource) -> tuple[Any | None, Any | None]:
+    """Return what the student's and what the teachers' ids are made with."""
+    return _tokenizer(source.collator, source.processor), _tokenizer(source.teacher_collator, source.processor)
 
 
 def _tokenizer(collator: Any, processor: Any) -> Any | None:
