@@ -116,6 +116,7 @@ class Objective:
             it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
         against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
             if there are none, "task".
+        balanced: True if its weight is one of those that GradMag sets (``weight: gradmag``).
         of: Names of the teachers it reads; each is asked for ``teacher_outputs`` and ``teacher_taps``.
         learning_rate: Of its part; None = that of all parts.
         surveys: True if it has to see the training set once before training: it then gets ``look`` for every batch, and
@@ -142,6 +143,7 @@ class Objective:
     surveys = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
     crosses_tokenizers = False
+    balanced = False
 
     def __init__(
         self,

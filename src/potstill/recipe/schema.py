@@ -79,10 +79,11 @@ class ObjectiveSection(OpenSection):
         description='A loss or objective by name: kd_kl, hidden, "cross_entropy", "model_loss", "readout", ...'
     )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto", "gradmag"] = Field(
         1.0,
         description="Its factor in the loss; auto = what makes it as large as the terms it is measured against, "
-        "measured over 50 steps, then frozen.",
+        "measured over 50 steps, then frozen; gradmag = what makes all terms with it pull equally hard at the last layer "
+        "of the student, measured at every step.",
     )
     against: list[str] | None = Field(
         None, description="For weight: auto: names of those terms; null = all that compare outputs with the teacher."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
 from potstill.train.auto_weight import AutoWeights
+from potstill.train.grad_mag import GradMag
 
 Signals = Signal | Mapping[str, Signal] | None
 """Of the teacher, of several by name, or of none."""
@@ -47,7 +49,8 @@ class DistillModule(nn.Module):
         module.build_parts(batch, teacher.signal(batch))
         loss = module(batch, teacher.signal(batch)).loss
 
-    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``.
+    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``, and those of GradMag
+    that a step is over by ``module.balance.take()``.
 
     Args:
         student: The model to train; it is exported alone.
@@ -72,6 +75,7 @@ class DistillModule(nn.Module):
         self.progress = 0.0  # share of the training that is done; whoever trains sets both before a step
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
+        self.balance = GradMag(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
@@ -170,6 +174,7 @@ class DistillModule(nn.Module):
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
         self.alphas.build(example.device)
+        self.balance.build(self.student, example.device)
 
     @torch.no_grad()
     def survey(self, batches: Iterable[tuple[Mapping[str, Any], Signals]]) -> None:
@@ -209,6 +214,7 @@ class DistillModule(nn.Module):
         self._keep_resting = self._depends_on_the_arm(batch, signal)
         values = {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}
         self.alphas.begin(values)
+        self.balance.forget()
         return values, names
 
     def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signals) -> bool:
@@ -234,8 +240,8 @@ class DistillModule(nn.Module):
 
     def weight_of(self, objective: Objective) -> float:
         """Return the factor of an objective in the loss, its automatic part included."""
-        alpha = self.alphas.of(objective)
-        return objective.weight * (1.0 if alpha is None else alpha.item())
+        factors = (self.alphas.of(objective), self.balance.of(objective))
+        return objective.weight * math.prod(1.0 if f is None else f.item() for f in factors)
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
@@ -279,10 +285,13 @@ class DistillModule(nn.Module):
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
             output.totals[objective.name], output.counts[objective.name] = total.detach(), here
-            alpha = self.alphas.of(objective)
-            if alpha is not None:
-                weight = weight * alpha.to(total.dtype)
-            output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
+            for factor in (self.alphas.of(objective), self.balance.of(objective)):
+                if factor is not None:
+                    weight = weight * factor.to(total.dtype)
+            mean = total / units.clamp_min(1).to(total.dtype)
+            if torch.is_grad_enabled():
+                self.balance.add(objective, mean)
+            output.loss = output.loss + weight * mean
         return output
 
     def total_of(self, objective: Objective, batch: Mapping[str, Any], signal: Signals) -> torch.Tensor:
