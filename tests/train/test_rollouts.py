@@ -11,27 +11,8 @@ from potstill.errors import IntegrityError, RecipeError
 from potstill.losses import generalized_jsd, kd_kl
 from potstill.objectives import LabelObjective, MiniLLMObjective, OutputObjective, Where
 from potstill.train import DistillationArguments, DistillationTrainer
-from tiny_writers import END, PAD, V, llama
-
-
-class Texts(torch.utils.data.Dataset):
-    """Prompts of two tokens with completions of three."""
-
-    def __init__(self, n=32):
-        self.rows = torch.randint(3, V, (n, 5), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
-def collate(rows):
-    ids = torch.stack(rows)
-    labels = ids.clone()
-    labels[:, :2] = -100
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+from tiny_texts import Texts, collate
+from tiny_writers import END, PAD, llama
 
 
 def gkd():

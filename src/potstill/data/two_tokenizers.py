@@ -11,6 +11,8 @@ from potstill.align import SpecialToken, align_chunks, token_bytes
 from potstill.errors import InputError
 from potstill.losses.vocabulary_bytes import vocabulary_kind
 
+__all__ = ["TwoTokenizerCollator"]
+
 IGNORED = -100
 NONE = -1
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -130,6 +130,12 @@ class ALMObjective(_OfChunks):
         student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
         batch = seen.batch
         self._check(batch)
+        if not isinstance(teacher, torch.Tensor):  # the most likely classes alone, kept on disk
+            raise RecipeError(
+                "a cache of logits does not say how likely the tokens of the text were",
+                where=self.name,
+                expected="a teacher in memory",
+            )
         if self.boundaries is None and (self.options["append_boundary"] or self.batch_coupled):
             raise RecipeError(
                 "the tokenizers are not known, so neither are word boundaries",

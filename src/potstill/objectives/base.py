@@ -126,6 +126,7 @@ class Objective:
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         crosses_tokenizers: True if teacher and student may have read the text in different tokens. It is then told of
             both tokenizers by ``read_tokenizers``.
+        reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -141,6 +142,7 @@ class Objective:
     of: tuple[str, ...] = (TEACHER,)
     learning_rate: float | None = None
     surveys = False
+    reads_weights = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
     crosses_tokenizers = False
     balanced = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
+from potstill.losses import TopK, cached_loss
 from potstill.objectives.base import (
     IGNORE_INDEX,
     OBJECTIVES,
@@ -27,6 +29,8 @@ from potstill.objectives.base import (
 
 class OutputObjective(Objective):
     """Compares one output of the student with the same output of the teacher, by any loss of ``potstill.losses``.
+
+    Of a cached teacher of whom only some classes are kept, the loss's form in ``cached_loss`` is taken.
 
     Args:
         name: Its name in logs.
@@ -84,13 +88,16 @@ class OutputObjective(Objective):
         """Sum the loss over the positions that count."""
         student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
         batch = self._shifted(seen.batch)
+        loss = self.loss
+        if isinstance(teacher, TopK):
+            loss = partial(cached_loss, loss=self.loss_name)
         if self.shift:
             student, teacher = student[:, :-1], teacher[:, :-1]
         mask = self.where.mask_of(batch)
         target = (batch[self.where.labels],) if self._takes_target else ()
         if self.batch_coupled:
             return self.loss(student, teacher, *target, mask=mask, **self.options) * self.where.count(batch)
-        return self.loss(student, teacher, *target, mask=mask, reduction="sum", **self.options)
+        return loss(student, teacher, *target, mask=mask, reduction="sum", **self.options)
 
     def _shifted(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self.shift:

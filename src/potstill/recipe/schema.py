@@ -45,6 +45,12 @@ class TeacherSection(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision the teacher runs in.")
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
     allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
+    cache: str | None = Field(
+        None, description='Folder of its cache ("potstill cache build"), read in its place; null = the model is run.'
+    )
+    cache_mode: Literal["tail", "renormalised", "sampled"] = Field(
+        "tail", description="How losses read a distribution of which some classes are kept."
+    )
 
 
 class StudentSection(OpenSection):
@@ -82,8 +88,8 @@ class ObjectiveSection(OpenSection):
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto", "gradmag"] = Field(
         1.0,
         description="Its factor in the loss; auto = what makes it as large as the terms it is measured against, "
-        "measured over 50 steps, then frozen; gradmag = what makes all terms with it pull equally hard at the last layer "
-        "of the student, measured at every step.",
+        "measured over 50 steps, then frozen; gradmag = what makes all such terms pull equally hard at the student's "
+        "last layer, measured at every step.",
     )
     against: list[str] | None = Field(
         None, description="For weight: auto: names of those terms; null = all that compare outputs with the teacher."
@@ -203,6 +209,9 @@ class EvaluateSection(Section):
     batch_size: int = Field(128, ge=1)
     shown: int = Field(10, ge=0, description="Samples shown in the report.")
     attention: bool = Field(True, description="Compare attention maps with the teacher's (attention.json).")
+    teacher: bool = Field(
+        True, description="Measure the teacher too, and how near the student is to it; a cached one is loaded for it."
+    )
 
 
 class StageSection(Section):

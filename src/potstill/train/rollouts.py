@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from potstill.data.generation import OnPolicySampler, as_if_written
+from potstill.data.generation import OnPolicySampler, as_if_written, check_room
+from potstill.data.sources import fetch
 from potstill.errors import IntegrityError, RecipeError
+from potstill.objectives.base import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from potstill.train.trainer import DistillationTrainer
@@ -41,6 +43,12 @@ class Rollouts:
                 where="rollout",
                 hint="Name a teacher without a cache.",
             )
+
+        # A prompt that leaves no room would end the run at the step that meets it: look at some before the first.
+        rows = range(min(len(trainer.train_dataset), 4 * trainer.args.train_batch_size))
+        labels = trainer.data_collator(fetch(trainer.train_dataset, rows)).get("labels", torch.zeros(1, 1))
+        prompts = (labels == IGNORE_INDEX).long().cumprod(1).sum(1).clamp_min(1)
+        check_room(trainer.model.student, int(prompts.max()), sampler.max_new_tokens)
 
     def rolled_out(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Have the student write; what the teacher says of it is asked just before it is trained on."""

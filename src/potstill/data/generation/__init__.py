@@ -9,6 +9,7 @@ _HOMES = {
     "OnPolicySampler": "on_policy",
     "Written": "writing",
     "as_if_written": "on_policy",
+    "check_room": "writing",
     "pad_left": "writing",
     "write_tokens": "writing",
 }

@@ -120,7 +120,7 @@ class OnPolicySampler:
                 got=buffer,
             )
         self.lmbda, self.per, self.reuse, self.size, self.alpha = lmbda, per, reuse, buffer, alpha
-        self.pad_token_id = pad_token_id
+        self.max_new_tokens, self.pad_token_id = max_new_tokens, pad_token_id
         self.writing = {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": eos_token_id,

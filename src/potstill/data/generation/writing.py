@@ -132,16 +132,7 @@ class _Writer:
                 where="write_tokens",
                 expected="a causal language model that takes past_key_values",
             )
-        config = model.config.get_text_config()
-        most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or math.inf
-        longest = int(self.mask.sum(1).max())
-        if longest + room > most:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and {room} more are to be written",
-                where="max_new_tokens",
-                expected=f"at most {most} together, the positions of {type(model).__name__}",
-                hint="Write fewer tokens or shorten the prompts.",
-            )
+        check_room(model, int(self.mask.sum(1).max()), room)
 
     def write(self, tokens: Tensor) -> Tensor:
         """Take in the prompts, then one token after another; return the logits of the next, ``[B, V]``."""
@@ -155,6 +146,19 @@ class _Writer:
         output = self.model(**given)
         self.past = output.past_key_values
         return output.logits[:, -1].float()
+
+
+def check_room(model: nn.Module, longest: int, room: int) -> None:
+    """Refuse a prompt of ``longest`` tokens if ``room`` more do not fit the model's positions."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or math.inf
+    if longest + room > most:
+        raise InputError(
+            f"the longest prompt has {longest} tokens and {room} more are to be written",
+            where="max_new_tokens",
+            expected=f"at most {most} together, the positions of {type(model).__name__}",
+            hint="Write fewer tokens or shorten the prompts.",
+        )
 
 
 def _mixed(logits: list[Tensor], alpha: float, temperature: float) -> Tensor:
