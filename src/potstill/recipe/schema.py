@@ -136,10 +136,10 @@ class RolloutSection(Section):
 
     lmbda: float = Field(0.5, ge=0, le=1, description="Share of batches (or rows) the student writes.")
     per: Literal["batch", "row"] = Field("batch", description="What is drawn for: whole batches, or single rows.")
-    max_new_tokens: int = Field(128, ge=1, le=1_000_000)
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest text that is written, in tokens.")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Of what is drawn from.")
     top_k: int = Field(0, ge=0, description="0 = all.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="Share of the probability drawn from, the likeliest first.")
     alpha: float = Field(0.0, ge=0, le=1, description="Share of the teacher in what is drawn from (MiniLLM: 0.2).")
     buffer: int = Field(0, ge=0, description="Rows that are kept to be used again, on each process.")
     reuse: float = Field(0.0, ge=0, le=1, description="Chance that rows come from the buffer once it has enough.")
