@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.data.generation import read_completions
 from potstill.data.sources import DATA, DataSource
 from potstill.data.texts import PACK, TextCollator, TextDataset, read_pack
 from potstill.data.token_sets import load_tokenizer
@@ -65,15 +66,15 @@ def build_texts(
     if name is None:
         raise RecipeError("there is no teacher whose tokenizer it could be", where="tokenizer", hint="Name one.")
     read = read_pack(PACK if pack is None else Path(pack).expanduser())
-    texts = [row["text"] for row in TextDataset("train", domains=domains, pack=read).rows]
-    words = load_tokenizer(name, texts=texts)
+    learnt_from = [row["text"] for row in TextDataset("train", domains=domains, pack=read).rows]
+    words = load_tokenizer(name, texts=learnt_from)
     collator: Any = TextCollator(words, max_tokens, chat=chat, written=written)
     own = other = collator
     if teacher_tokenizer is not None:
         if teacher_tokenizer == TEACHER and teacher_model is None:
             raise RecipeError("there is no teacher whose tokenizer it could be", where="teacher_tokenizer")
         other_name = teacher_model if teacher_tokenizer == TEACHER else teacher_tokenizer
-        read_by_teacher = load_tokenizer(other_name, texts=texts, where="teacher_tokenizer")
+        read_by_teacher = load_tokenizer(other_name, texts=learnt_from, where="teacher_tokenizer")
         other = TextCollator(read_by_teacher, teacher_max_tokens or max_tokens, chat=teacher_chat, written=written)
         collator = TwoTokenizerCollator(own, other)
 
@@ -88,10 +89,11 @@ def build_texts(
             **own,
         )
 
-    texts = None
+    texts = None if completions is None else read_completions(completions)
     train = make("train", None)
     for one in (own, other):
-        one.prompt_ids([row["prompt"] for row in train.rows])  # an error here and not at step 700
+        for domain in train.domains:  # of all splits: an error here, and not at step 700 or when all is trained
+            one.prompt_ids([row["prompt"] for row in read.rows[domain]])
     if train.empty:
         warnings.warn(f"{train.empty} of {train.all_samples} training texts are empty and left out", stacklevel=2)
     return DataSource(

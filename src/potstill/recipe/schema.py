@@ -62,7 +62,9 @@ class StudentSection(OpenSection):
 class DataSection(OpenSection):
     """What is trained on: a source and its options."""
 
-    source: str = Field("scenes", description="scenes, emoji or digits (embedded), or files (a table of your own).")
+    source: str = Field(
+        "scenes", description="scenes, emoji, digits or texts (embedded), or files (a table of your own)."
+    )
 
 
 class ModuleSection(Section):

@@ -108,6 +108,14 @@ CATALOGUE: tuple[System, ...] = (
         ("logits", "hidden", "attention"),
     ),
     System(
+        "seqkd",
+        "data",
+        "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
+        _names("data.generation", "SeqKDGenerator", "read_completions"),
+        "seqkd-smollm2",
+        needs=("generation",),
+    ),
+    System(
         "pld",
         "loss",
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",

@@ -7,10 +7,12 @@ from potstill._lazy import lazy_names
 
 _HOMES = {
     "OnPolicySampler": "on_policy",
+    "SeqKDGenerator": "seqkd",
     "Written": "writing",
     "as_if_written": "on_policy",
     "check_room": "writing",
     "pad_left": "writing",
+    "read_completions": "seqkd",
     "write_tokens": "writing",
 }
 __all__ = sorted(_HOMES)
