@@ -39,6 +39,7 @@ from potstill.run.caching import check_cached_use, open_cache, place_of, skeleto
 from potstill.run.check import check_fit, check_names, check_splits
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
+from potstill.run.vocabularies import check_compared, check_reading
 from potstill.teachers import live_teachers
 from potstill.teachers.cache import CachedCollator, CachedTeacher, NumberedDataset
 from potstill.train import DistillationTrainer, DistillModule
@@ -127,6 +128,7 @@ def prepare(
         elif section.model != STUDENT:
             models[name] = loaded[name] if name in loaded else build_teacher(section, place_of(name))
     _check_cached(recipe, readers)
+    check_reading(source, models, {name: (place_of(name), sections[name]) for name in models})
     if student is None:
         student = build_student(recipe, _with_weights(recipe, models.get(TEACHER)), source)
     for name, section in sections.items():
@@ -140,6 +142,7 @@ def prepare(
     rollouts = build_rollouts(recipe.rollout, source, recipe.seed)
     example = source.example() if rollouts is None else as_if_written(source.example())
     by_section = build_objectives(recipe, student, modules, example, models)
+    check_compared(recipe, source, student, models, by_section)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)

@@ -239,6 +239,18 @@ CATALOGUE: tuple[System, ...] = (
         needs=("logits", "hidden", "pool"),
     ),
     System(
+        "alm",
+        "loss",
+        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching, arXiv 2503.20083",
+        _names("losses", "alm_loss", "alm_loss_from_logprobs", "alm_latents_loss", "chunk_logprobs")
+        + _names("align", "align_chunks", "boundary_mask", "token_bytes")
+        + _names("objectives", "ALMObjective", "ALMLatentsObjective")
+        + _names("data.two_tokenizers", "TwoTokenizerCollator")
+        + _names("train", "GradMag"),
+        "alm-texts",
+        needs=("logits",),
+    ),
+    System(
         "crkd-ncd",
         "pipeline",
         "Class-relation Knowledge Distillation for Novel Class Discovery, arXiv 2307.09158",
