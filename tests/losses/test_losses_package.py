@@ -19,6 +19,7 @@ CLASSES = {
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
+    "TopK",
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__))
 
