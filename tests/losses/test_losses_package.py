@@ -14,11 +14,15 @@ import potstill.losses
 CLASSES = {
     "AttentionProjection",
     "ClassMeanAccumulator",
+    "Correction",
+    "DDKTerms",
+    "GatedTokens",
     "LELPBasis",
     "LELPStatistics",
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
+    "QuantileNet",
     "TopK",
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__))

@@ -71,6 +71,7 @@ def make_plan(
         "untrained": trainer.untrained,
         "policy": policy,
         "selection": recipe.selection.model_dump() if recipe.selection else None,
+        "rollout": recipe.rollout.model_dump() if recipe.rollout else None,
         "data": {"source": recipe.data.source, **source.describe()},
         "train": recipe.train.model_dump(),
     }

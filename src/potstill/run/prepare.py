@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from potstill.data.generation import as_if_written
 from potstill.data.sources import DataSource
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.models.load import weight_files
@@ -27,6 +28,7 @@ from potstill.run.build import (
     build_arguments,
     build_modules,
     build_policy,
+    build_rollouts,
     build_selection,
     build_source,
     build_student,
@@ -135,7 +137,9 @@ def prepare(
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
     modules = build_modules(recipe, student, teacher)
-    by_section = build_objectives(recipe, student, modules, source.example(), models)
+    rollouts = build_rollouts(recipe.rollout, source, recipe.seed)
+    example = source.example() if rollouts is None else as_if_written(source.example())
+    by_section = build_objectives(recipe, student, modules, example, models)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -165,6 +169,7 @@ def prepare(
             teacher=live,
             policy=policy,
             selection=build_selection(recipe.selection, recipe.seed),
+            rollouts=rollouts,
             args=build_arguments(
                 recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
             ),
