@@ -34,7 +34,7 @@ def build_texts(
     The seed changes the order of the training samples only: runs with different seeds are measured on the same texts.
 
     Args:
-        tokenizer: Of a packaged or fetched model, a folder or a name on the hub; null = the teacher's; "bytes" = one token
+        tokenizer: Of a packaged or fetched model, a folder or a hub name; null = the teacher's; "bytes" = one token a byte.
             a byte.
         domains: Which of the pack's, numbered in this order; null = all: numerics, learning, tables, graphs, algebra,
             words and facts.

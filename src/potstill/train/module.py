@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
+from potstill.losses.fused import LazyLogits, Term, fused_terms
 from potstill.objectives import Objective, Seen
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
+from potstill.taps.signal import RestingHead
 from potstill.train.auto_weight import AutoWeights
 
 Signals = Signal | Mapping[str, Signal] | None
@@ -72,6 +74,8 @@ class DistillModule(nn.Module):
         self.progress = 0.0  # share of the training that is done; whoever trains sets both before a step
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
+        self.head: RestingHead | None = None  # the student's output head, if it is left out of every pass
+        self.logits_budget = 2**28  # bytes that its logits may take at a time
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
@@ -128,7 +132,7 @@ class DistillModule(nn.Module):
         with ExitStack() as around:
             contexts = dict.fromkeys(o.around for o in chosen if o.around is not None)
             notes = {context: around.enter_context(context(self.student)) for context in contexts}
-            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps)
+            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps, self.head)
         signal.notes = notes
         return signal
 
@@ -272,17 +276,29 @@ class DistillModule(nn.Module):
         student = self.observe(batch, [*playing, *resting])
         signals = _by_name(signal)
         output = DistillOutput(self._anchor(playing, resting, student))
+        terms: dict[str, Term] = {}
         for objective, weight in active:
             seen = self._seen(batch, student, signals, objective)
+            is_lazy = objective.takes_lazy and isinstance(student.outputs.get(objective.on), LazyLogits)
             with _placed_at(objective):
-                total = objective.total(seen, self.part_of(objective))
+                total = objective.lazy_term(seen) if is_lazy else objective.total(seen, self.part_of(objective))
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
-            output.totals[objective.name], output.counts[objective.name] = total.detach(), here
+            output.counts[objective.name] = here
             alpha = self.alphas.of(objective)
+            if is_lazy:
+                factor = weight / units.clamp_min(1)
+                terms[objective.name] = replace(total, factor=factor if alpha is None else factor * alpha)
+                continue
+            output.totals[objective.name] = total.detach()
             if alpha is not None:
                 weight = weight * alpha.to(total.dtype)
             output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
+        if terms:
+            # All terms on the head in one pass over its rows.
+            loss, totals = fused_terms(student.outputs[self.head.output], [*terms.values()], budget=self.logits_budget)
+            output.loss = output.loss + loss
+            output.totals |= dict(zip(terms, totals))
         return output
 
     def total_of(self, objective: Objective, batch: Mapping[str, Any], signal: Signals) -> torch.Tensor:
@@ -319,8 +335,16 @@ class DistillModule(nn.Module):
             for value in [student.tapped[t] for t in objective.student_taps] + [
                 student.outputs[n] for n in objective.student_outputs
             ]:
-                zero = zero + 0.0 * value.sum(dtype=torch.float32)
+                for tensor in _tensors_of(value):
+                    zero = zero + 0.0 * tensor.sum(dtype=torch.float32)
         return zero
+
+
+def _tensors_of(value: torch.Tensor | LazyLogits) -> list[torch.Tensor]:
+    """Return what carries the graph of an output."""
+    if isinstance(value, LazyLogits):
+        return [x for x in (value.hidden, value.weight, value.bias) if x is not None]
+    return [value]
 
 
 def _by_name(signal: Signals) -> Mapping[str, Signal]:
