@@ -42,7 +42,7 @@ class Group:
     budget: str = "steps=400"
     overrides: tuple[str, ...] = ()
     not_for: tuple[tuple[str, str], ...] = ()
-    """Task and method that refuse each other."""
+    """Task and method that do not go together."""
 
     def methods_for(self, task: str) -> list[str]:
         return [method for method in self.methods if (Path(task).stem, Path(method).stem) not in self.not_for]

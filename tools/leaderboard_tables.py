@@ -75,9 +75,9 @@ def leaderboard() -> str:
     rows = read("leaderboard.csv")
     cost = {r["method"]: r for r in read("method_cost.csv")} if (RESULTS / "method_cost.csv").is_file() else {}
     parts = []
-    order = list(TASKS)
+    order = {task: i for i, task in enumerate(TASKS)}
     found = dict.fromkeys((r["recipe"], r["budget"]) for r in rows)
-    for recipe, budget in sorted(found, key=lambda at: order.index(at[0]) if at[0] in order else len(order)):
+    for recipe, budget in sorted(found, key=lambda at: order.get(at[0], len(order))):
         here = [r for r in rows if (r["recipe"], r["budget"]) == (recipe, budget)]
         of = {(r["method"], r["measure"]): r for r in here}
         scores = sorted((r for r in here if r["measure"] == "score"), key=lambda r: float(r["rank"] or "inf"))

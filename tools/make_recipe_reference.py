@@ -20,6 +20,7 @@ import potstill.data.digits_source
 import potstill.data.emoji_source
 import potstill.data.files_source
 import potstill.data.scene_source
+import potstill.data.texts_source
 import potstill.losses
 from potstill.data.scenes import SceneDataset
 from potstill.data.selection import SELECTIONS
@@ -179,7 +180,7 @@ def option_tables() -> list[str]:
     lines += ["### Options of data sources", ""]
     for name in DATA:
         more = SceneDataset if name == "scenes" else None
-        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed"}, more)
+        lines += _options(f'data: {{source: "{name}"}}', DATA.get(name), {"seed", "teacher_model"}, more)
     lines += ["### Options of policies", ""]
     common = _arguments(inspect.getdoc(Policy))
     lines += ["Every policy takes these:", ""]

@@ -18,6 +18,7 @@ from potstill.losses import (
     attention_kl,
     attention_transfer,
     cka_loss,
+    dac_kl_loss,
     dist_loss,
     dkd,
     fused_loss,
@@ -37,6 +38,7 @@ from potstill.losses import (
     reverse_kl,
     sinkhorn_kd_loss,
     sinkhorn_kd_token_loss,
+    span_correlation_loss,
     squeezing_heads,
     token_relation_loss,
     trg_global_loss,
@@ -215,6 +217,14 @@ def _vlm_align(s, t, mask=None, **more):
     return vlm_align_loss(s, t, text, filter_misaligned=False, mask=mask, **more)
 
 
+def _dac_kl(s, t, mask=None, **more):
+    return dac_kl_loss(s, t, 0.3, 0.9, mask=mask, **more)
+
+
+def _span_correlation(s, t, mask=None, **more):
+    return span_correlation_loss(s, t, torch.zeros(s.shape[:2], dtype=torch.long), mask, **more)
+
+
 def _lelp(s, t, mask=None, **more):
     if t.is_floating_point():
         t = t.to(torch.promote_types(t.dtype, torch.float32)).softmax(-1)
@@ -356,6 +366,9 @@ CASES = [
         needs_every_sample=True,
     ),
     Case("token_relation_loss", _token_relations, (4, 6), (4, 8), (4,), loss=token_relation_loss, is_per_sample=True),
+    Case("dac_kl_loss", _dac_kl, loss=dac_kl_loss),
+    Case("dac_kl_loss_soft", partial(_dac_kl, mode="soft"), loss=dac_kl_loss),
+    Case("span_correlation_loss", _span_correlation, loss=span_correlation_loss),
     Case("whitened_feature_loss", _whitened, (3, 4), (3, 6), loss=whitened_feature_loss),
     Case("vlm_align_loss", _vlm_align, (5,), (5,), (), loss=vlm_align_loss, refuses_an_empty_batch=True),
     Case("vlm_mse_loss", vlm_mse_loss, (5,), (5,), (), refuses_an_empty_batch=True),

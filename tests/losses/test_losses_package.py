@@ -15,6 +15,9 @@ import potstill.losses.fused
 CLASSES = {
     "AttentionProjection",
     "ClassMeanAccumulator",
+    "Correction",
+    "DDKTerms",
+    "GatedTokens",
     "LELPBasis",
     "LELPStatistics",
     "LazyLogits",
@@ -22,6 +25,7 @@ CLASSES = {
     "MinillmReturns",
     "OutputDiscriminator",
     "Term",
+    "QuantileNet",
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__) if not module.ispkg)
 FUSED = sorted(f"fused.{module.name}" for module in pkgutil.iter_modules(potstill.losses.fused.__path__))

@@ -33,6 +33,7 @@ PARAMETERS = {
     "log": ["self", "logs", "start_time"],
     "_clip_grad_norm": ["self", "model"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
+    "_save_rng_state": ["self", "output_dir"],
 }
 
 
@@ -58,6 +59,7 @@ def test_every_overridden_method_is_listed_here():
         ("_save_checkpoint", "self._get_output_dir("),
         ("_save_checkpoint", "self.save_model("),
         ("_save_checkpoint", "self._save_optimizer_and_scheduler("),
+        ("_save_checkpoint", "self._save_rng_state("),
         ("_prepare_for_training", "self._load_optimizer_and_scheduler("),
         ("_inner_training_loop", "self._init_training_state("),
         ("_inner_training_loop", "self.get_train_dataloader("),

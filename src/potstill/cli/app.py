@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from potstill._version import __version__
-from potstill.cli import compare, config, demo, distill, evaluate, inspect, methods, plan, report
+from potstill.cli import compare, config, demo, distill, evaluate, fetch, inspect, methods, plan, report
 
 app = typer.Typer(
     name="potstill",
@@ -33,3 +33,4 @@ app.add_typer(inspect.app, name="inspect")
 app.command("report")(report.report)
 app.add_typer(config.app, name="config")
 app.command("methods")(methods.methods)
+app.command("fetch")(fetch.fetch)

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from potstill.losses.balanced_assignment import sinkhorn_knopp
     from potstill.losses.class_relation import class_relation_kd
     from potstill.losses.class_statistics import ClassMeanAccumulator, class_means
+    from potstill.losses.clipped_divergence import GatedTokens, dac_kl_loss, dac_kl_tokens
     from potstill.losses.correlation import dist_loss
     from potstill.losses.decoupled import dkd
+    from potstill.losses.domain_distillation import DDKTerms, ddk_loss, ddk_terms
     from potstill.losses.ensemble_targets import ensemble_soft_target, meal_v2_similarity_loss
     from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
@@ -52,11 +54,14 @@ if TYPE_CHECKING:
     from potstill.losses.plackett_luce import pld_loss, pld_token_loss
     from potstill.losses.pseudo_class_basis import LELPBasis, LELPStatistics, fit_lelp
     from potstill.losses.pseudo_classes import lelp_class_logits, lelp_class_probs, lelp_loss, lelp_targets
+    from potstill.losses.quantile_network import QuantileNet
     from potstill.losses.redundant_tokens import redundant_token_mask
     from potstill.losses.relations import minilm_relation
+    from potstill.losses.response_correction import Correction, scrg_select
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.sinkhorn_distance import sinkhorn_kd_loss, sinkhorn_kd_token_loss
     from potstill.losses.skewed_kl import skew_kl, skew_reverse_kl
+    from potstill.losses.span_interaction import span_correlation_loss, span_pairs
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
     from potstill.losses.style_mixing import mix_distribution
@@ -71,12 +76,16 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionProjection",
     "ClassMeanAccumulator",
+    "Correction",
+    "DDKTerms",
+    "GatedTokens",
     "LELPBasis",
     "LELPStatistics",
     "LazyLogits",
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
+    "QuantileNet",
     "Term",
     "amad_loss",
     "attention_kl",
@@ -86,6 +95,10 @@ __all__ = [
     "cka_loss",
     "class_means",
     "class_relation_kd",
+    "dac_kl_loss",
+    "dac_kl_tokens",
+    "ddk_loss",
+    "ddk_terms",
     "dist_loss",
     "dkd",
     "ensemble_soft_target",
@@ -118,11 +131,14 @@ __all__ = [
     "resize_attention",
     "reverse_kl",
     "sample_tokens",
+    "scrg_select",
     "sinkhorn_kd_loss",
     "sinkhorn_kd_token_loss",
     "sinkhorn_knopp",
     "skew_kl",
     "skew_reverse_kl",
+    "span_correlation_loss",
+    "span_pairs",
     "squeezing_heads",
     "swapped_prediction_loss",
     "teacher_mixed_probs",
@@ -146,6 +162,9 @@ __all__ = [
 _HOMES = {
     "AttentionProjection": "attention_projection",
     "ClassMeanAccumulator": "class_statistics",
+    "Correction": "response_correction",
+    "DDKTerms": "domain_distillation",
+    "GatedTokens": "clipped_divergence",
     "LELPBasis": "pseudo_class_basis",
     "LELPStatistics": "pseudo_class_basis",
     "LazyLogits": "fused",
@@ -153,6 +172,7 @@ _HOMES = {
     "MinillmReturns": "minillm",
     "OutputDiscriminator": "output_discriminator",
     "Term": "fused",
+    "QuantileNet": "quantile_network",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
@@ -161,10 +181,14 @@ _HOMES = {
     "cka_loss": "kernel_alignment",
     "class_means": "class_statistics",
     "class_relation_kd": "class_relation",
+    "dac_kl_loss": "clipped_divergence",
+    "dac_kl_tokens": "clipped_divergence",
+    "ddk_loss": "domain_distillation",
+    "ddk_terms": "domain_distillation",
     "dist_loss": "correlation",
     "dkd": "decoupled",
-    "feature_map_to_tokens": "token_sampling",
     "ensemble_soft_target": "ensemble_targets",
+    "feature_map_to_tokens": "token_sampling",
     "fit_lelp": "pseudo_class_basis",
     "fused_loss": "fused",
     "fused_terms": "fused",
@@ -193,20 +217,23 @@ _HOMES = {
     "resize_attention": "attention_resizing",
     "reverse_kl": "reversed_kl",
     "sample_tokens": "token_sampling",
+    "scrg_select": "response_correction",
     "sinkhorn_kd_loss": "sinkhorn_distance",
     "sinkhorn_kd_token_loss": "sinkhorn_distance",
     "sinkhorn_knopp": "balanced_assignment",
     "skew_kl": "skewed_kl",
     "skew_reverse_kl": "skewed_kl",
+    "span_correlation_loss": "span_interaction",
+    "span_pairs": "span_interaction",
     "squeezing_heads": "squeezed_heads",
     "swapped_prediction_loss": "swapped_prediction",
     "teacher_mixed_probs": "minillm",
+    "token_relation_loss": "token_relations",
     "trg_global_loss": "token_graph",
     "trg_inner_loss": "token_graph",
     "trg_local_loss": "token_graph",
     "trg_temperature": "token_sampling",
     "token_log_probs": "fused",
-    "token_relation_loss": "token_relations",
     "tv_distance": "total_variation",
     "vlm_align_loss": "open_vocabulary",
     "vlm_cls_loss": "open_vocabulary",

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from potstill.errors import InputError, ShapeError, suggest
 
@@ -31,6 +32,8 @@ def by_rows(loss: Loss) -> Loss:
 def is_by_rows(loss: Callable[..., Any]) -> bool:
     """Return whether a loss is under ``by_rows``."""
     return getattr(loss, "is_by_rows", False)
+CHUNK = 2**22
+"""Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
 
 
 def check_choice(value: str, choices: tuple[str, ...], where: str, name: str) -> None:
@@ -104,7 +107,7 @@ def logit_pair(
     student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
 ) -> tuple[Tensor, Tensor]:
     """Check logits ``(..., V)`` and their mask ``(...)``; return them in full precision, blank where masked."""
-    student, teacher = full_pair(*_checked_logits(student, teacher, mask, shared_vocab, where), where)
+    student, teacher = full_pair(*checked_logits(student, teacher, mask, shared_vocab, where), where)
     return blank(student, mask), blank(teacher, mask)
 
 
@@ -118,13 +121,14 @@ def logit_rows(
     """
     if mask is None or reduction == "none":
         return *logit_pair(student, teacher, mask, shared_vocab, where), mask
-    student, teacher = _checked_logits(student, teacher, mask, shared_vocab, where)
+    student, teacher = checked_logits(student, teacher, mask, shared_vocab, where)
     return *full_pair(student[mask], teacher[mask], where), None
 
 
-def _checked_logits(
+def checked_logits(
     student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
 ) -> tuple[Tensor, Tensor]:
+    """Refuse logits ``(..., V)`` or a mask ``(...)`` that do not fit; return the logits as they are, cut if asked."""
     if student.ndim == 0 or teacher.ndim == 0:
         raise ShapeError("a scalar is no logit tensor", where=where, expected="(..., V)")
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -228,3 +232,23 @@ def check_classes(labels: Tensor, mask: Tensor | None, shape: torch.Size, C: int
 def zero_with_graph(student: Tensor) -> Tensor:
     """Return 0 that depends on the student, so that ``backward`` works when nothing is left to count."""
     return student.flatten()[:0].sum()
+
+
+def over_chunks(function: Callable[..., Tensor], width: int, *rows: Tensor) -> Tensor:
+    """Apply ``function`` to a few rows at a time and join the results; of a chunk only its input is kept for backward.
+
+    What a loss derives from ``(N, V)`` logits (sorted copies, gates, products) is made anew in the backward pass, so
+    that none of it has the size of all logits. ``width`` is V. One chunk, or none, is computed as it is.
+    """
+    size = max(1, CHUNK // width)
+    if len(rows[0]) <= size:
+        return function(*rows)
+    chunks = zip(*(x.split(size) for x in rows))
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+
+
+def run_layers(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Run a small network in the precision of ``x``, whatever its parameters are kept in."""
+    for layer in layers:
+        x = F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype)) if isinstance(layer, nn.Linear) else layer(x)
+    return x

@@ -17,6 +17,7 @@ from potstill.losses._common import (
     check_mask,
     check_unit,
     full_pair,
+    run_layers,
     without_autocast,
     zero_with_graph,
 )
@@ -207,8 +208,8 @@ class MIAlphaLoss(nn.Module):
         all_student, all_teacher = self._with_kept(student, teacher)
         counts = F.pad(counts, (0, len(all_student) - len(student)), value=True)
         with without_autocast(student):
-            scores = _apply(self.teacher_critic, all_teacher) @ _apply(self.student_critic, all_student).T
-            log_baseline = _apply(self.baseline, all_teacher).squeeze(-1)
+            scores = run_layers(self.teacher_critic, all_teacher) @ run_layers(self.student_critic, all_student).T
+            log_baseline = run_layers(self.baseline, all_teacher).squeeze(-1)
         if self.queue and self.training:
             self._keep(student.detach(), teacher, counts[: len(student)])
         return -mi_alpha_bound(scores, log_baseline, self.alpha, counts, on_small=self.on_small)
@@ -235,10 +236,3 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out)
     )
-
-
-def _apply(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Run a small network in the precision of ``x``, whatever its parameters are kept in."""
-    for layer in network:
-        x = F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype)) if isinstance(layer, nn.Linear) else layer(x)
-    return x

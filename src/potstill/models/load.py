@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError, suggest
+from potstill.models.fetch import FETCHABLE, fetched_folder
 from potstill.models.sizes import absurd_size
 from potstill.registry import Registry
 
@@ -59,8 +60,8 @@ def load_model(
     """Load a model in eval mode on the CPU.
 
     Args:
-        name_or_path: A packaged name (``packaged_models()``), a folder, or a name on the model hub. A packaged name
-            wins over a folder of the same name; write ``./name`` for the folder.
+        name_or_path: A packaged name (``packaged_models()``), one that ``potstill fetch`` brought, a folder, or a name
+            on the model hub. A packaged name wins over a folder of the same name; write ``./name`` for the folder.
         revision: Commit, branch or tag on the hub.
         sha256: Expected hash of the weights file. Of a model in several files: of the lines that ``sha256sum *`` of
             the weight files prints.
@@ -76,7 +77,7 @@ def load_model(
     """
     target = _dtype(dtype, where)
     folder = find_model(name_or_path, revision=revision, allow_pickle=allow_pickle, where=where)
-    if is_packaged(name_or_path):
+    if is_packaged(name_or_path) or is_fetchable(name_or_path):
         verify_manifest(folder)
     config = _read_config(folder)
     files = _weight_files(folder, allow_pickle=allow_pickle, where=where)
@@ -115,6 +116,11 @@ def is_packaged(name_or_path: str | Path) -> bool:
     return isinstance(name_or_path, str) and name_or_path in packaged_models()
 
 
+def is_fetchable(name_or_path: str | Path) -> bool:
+    """True if the name is that of a model which ``potstill fetch`` brings."""
+    return isinstance(name_or_path, str) and name_or_path in FETCHABLE
+
+
 def find_model(
     name_or_path: str | Path, *, revision: str | None = None, allow_pickle: bool = False, where: str = "teacher.model"
 ) -> Path:
@@ -122,6 +128,13 @@ def find_model(
     name = str(name_or_path)
     if is_packaged(name_or_path):
         return packaged_models()[name]
+    if is_fetchable(name_or_path):
+        folder = fetched_folder(name)
+        if not (folder / MANIFEST).is_file():
+            raise RecipeError(
+                f'"{name}" was not fetched yet', where=where, got=str(folder), hint=f"Run once: potstill fetch {name}"
+            )
+        return folder
     try:
         path = Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()

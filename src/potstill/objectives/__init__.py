@@ -9,6 +9,7 @@ from potstill.objectives.hybrid_distill import HybridFeatureObjective, HybridRel
 from potstill.objectives.kdpp import KDPPObjective, NDObjective
 from potstill.objectives.maps import AMADObjective, AttentionObjective
 from potstill.objectives.masked_image import MaskedImageObjective
+from potstill.objectives.minillm import MiniLLMObjective
 from potstill.objectives.mutual_information import MIAlphaObjective
 from potstill.objectives.novel_classes import CosineLabelObjective, NovelClassObjective
 from potstill.objectives.output import LabelObjective, ModelLossObjective, OutputObjective
@@ -38,6 +39,7 @@ __all__ = [
     "MaskedImageObjective",
     "MealV2DiscriminatorObjective",
     "MealV2SimilarityObjective",
+    "MiniLLMObjective",
     "ModelLossObjective",
     "NDObjective",
     "NovelClassObjective",

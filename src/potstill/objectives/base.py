@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -72,6 +73,18 @@ def check_skip(skip: object, name: str) -> None:
     """Refuse a number of tokens to pass over that is none."""
     if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= 4096:
         raise RecipeError("no number of tokens", where=f"{name}.skip", expected="0 to 4096", got=skip)
+
+
+def check_number(
+    value: Any, where: str, low: float, high: float = math.inf, *, whole: bool = False, is_open: bool = False
+) -> None:
+    """Refuse what is no number from ``low`` to ``high``, ``low`` itself only if ``is_open`` is False."""
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not low <= value <= high or (is_open and value == low):
+        what = "a whole number" if whole else "a number"
+        least = f"above {low}" if is_open else f"of {low} or more"
+        most = "" if high == math.inf else f", at most {high}"
+        raise RecipeError("does not fit", where=where, expected=f"{what} {least}{most}", got=value)
 
 
 def refuse_unknown_classes(targets: torch.Tensor, classes: int, where: str) -> None:

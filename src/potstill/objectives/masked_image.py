@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.errors import RecipeError, ShapeError
-from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen, Where
+from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen, Where, check_number
 from potstill.taps import Signal
 
 
@@ -64,9 +64,8 @@ class MaskedImageObjective(Objective):
         super().__init__(name, weight=weight)
         if not 0 < mask_ratio < 1:
             raise RecipeError("must lie in (0, 1)", where=f"{name}.mask_ratio", got=mask_ratio)
-        for field, value, least in (("own_tokens", own_tokens, 0), ("patch", 1 if patch is None else patch, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RecipeError("does not fit", where=f"{name}.{field}", expected=f"{least} or more", got=value)
+        check_number(own_tokens, f"{name}.own_tokens", 0, whole=True)
+        check_number(1 if patch is None else patch, f"{name}.patch", 1, whole=True)
         self.tap, self.mask_ratio, self.patch, self.own_tokens = tap, mask_ratio, patch, own_tokens
         self.pixels, self.student_taps, self.around = pixels, (tap,), self.hide
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,15 @@ from torch import nn
 
 from potstill.errors import RecipeError, ShapeError
 from potstill.losses import class_relation_kd, sinkhorn_knopp, swapped_prediction_loss
-from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Role, Seen, refuse_unknown_classes
+from potstill.objectives.base import (
+    IGNORE_INDEX,
+    OBJECTIVES,
+    Objective,
+    Role,
+    Seen,
+    check_number,
+    refuse_unknown_classes,
+)
 from potstill.taps import Signal
 
 
@@ -43,7 +50,7 @@ class CosineLabelObjective(Objective):
         weight: float = 1.0,
     ):
         super().__init__(name, weight=weight)
-        _check_number(temperature, f"{name}.temperature", 0, is_open=True)
+        check_number(temperature, f"{name}.temperature", 0, is_open=True)
         self.on, self.labels, self.temperature = on, labels, float(temperature)
         self.student_outputs = (on,)
 
@@ -126,17 +133,17 @@ class NovelClassObjective(Objective):
         weight: float = 1.0,
     ):
         super().__init__(name, weight=weight)
-        _check_number(views, f"{name}.views", 2, whole=True)
+        check_number(views, f"{name}.views", 2, whole=True)
         large = views if large_crops is None else large_crops
-        _check_number(large, f"{name}.large_crops", 1, views, whole=True)
-        _check_number(kd_weight, f"{name}.kd_weight", 0)
+        check_number(large, f"{name}.large_crops", 1, views, whole=True)
+        check_number(kd_weight, f"{name}.kd_weight", 0)
         for option, value in (
             ("temperature", temperature),
             ("kd_temperature", kd_temperature),
             ("sinkhorn_epsilon", sinkhorn_epsilon),
         ):
-            _check_number(value, f"{name}.{option}", 0, is_open=True)
-        _check_number(sinkhorn_iters, f"{name}.sinkhorn_iters", 1, whole=True)
+            check_number(value, f"{name}.{option}", 0, is_open=True)
+        check_number(sinkhorn_iters, f"{name}.sinkhorn_iters", 1, whole=True)
         self.on, self.teacher_on, self.labels, self.views, self.large = on, teacher_on, labels, views, large
         self.kd_weight, self.temperature, self.kd_temperature = float(kd_weight), temperature, kd_temperature
         self.detach_weight = detach_weight
@@ -234,15 +241,3 @@ def normalize_prototypes(student: nn.Module, where: str) -> None:
             hint="student: {builder: new, family: novel_classes}.",
         )
     normalize()
-
-
-def _check_number(
-    value: Any, where: str, low: float, high: float = math.inf, *, whole: bool = False, is_open: bool = False
-) -> None:
-    """Refuse what is no number from ``low`` to ``high``, ``low`` itself only if ``is_open`` is False."""
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (is_open and value == low):
-        what = "a whole number" if whole else "a number"
-        least = f"above {low}" if is_open else f"of {low} or more"
-        most = "" if high == math.inf else f", at most {high}"
-        raise RecipeError("does not fit", where=where, expected=f"{what} {least}{most}", got=value)

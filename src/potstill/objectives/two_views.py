@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.errors import RecipeError, ShapeError
+from potstill.errors import ShapeError
 from potstill.losses import instance_alignment
-from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen
+from potstill.objectives.base import OBJECTIVES, Objective, Role, Seen, check_number
 from potstill.taps import Signal
 
 
@@ -54,11 +54,9 @@ class TwoViewsObjective(Objective):
         weight: float = 1.0,
     ):
         super().__init__(name, weight=weight)
-        for field, value, least in (("token", 0 if token is None else token, 0), ("width", width, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RecipeError("does not fit", where=f"{name}.{field}", expected=f"{least} or more", got=value)
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-            raise RecipeError("does not fit", where=f"{name}.temperature", expected="above 0", got=temperature)
+        check_number(0 if token is None else token, f"{name}.token", 0, whole=True)
+        check_number(width, f"{name}.width", 1, whole=True)
+        check_number(temperature, f"{name}.temperature", 0, is_open=True)
         self.tap, self.token, self.width, self.temperature, self.rows = tap, token, width, float(temperature), rows
         self.student_taps = (tap,)
 
@@ -81,9 +79,10 @@ class TwoViewsObjective(Objective):
                 got=f"{len(features)} and {len(seen.batch[self.rows])}",
             )  # fmt: skip
         samples = len(features) // 2
-        if samples < 2:  # the last batch of an epoch may be one sample: nothing to tell apart
-            return features.float().sum() * 0.0
-        first, second = part(features).chunk(2)
+        projected = part(features)
+        if samples < 2:  # nothing to tell apart; DDP waits for the gradient of the projection all the same
+            return projected.float().sum() * 0.0
+        first, second = projected.chunk(2)
         return instance_alignment(first, second, temperature=self.temperature) * samples
 
     def _features(self, x: Tensor) -> Tensor:

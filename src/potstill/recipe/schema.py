@@ -124,6 +124,20 @@ class SelectionSection(OpenSection):
     name: str = Field(description="A selection policy by name.")
 
 
+class RolloutSection(Section):
+    """Text that the student writes while it trains, in place of a share of the data's completions."""
+
+    lmbda: float = Field(0.5, ge=0, le=1, description="Share of batches (or rows) the student writes.")
+    per: Literal["batch", "row"] = Field("batch", description="What is drawn for: whole batches, or single rows.")
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, description="0 = all.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    alpha: float = Field(0.0, ge=0, le=1, description="Share of the teacher in what is drawn from (MiniLLM: 0.2).")
+    buffer: int = Field(0, ge=0, description="Rows that are kept to be used again, on each process.")
+    reuse: float = Field(0.0, ge=0, le=1, description="Chance that rows come from the buffer once it has enough.")
+
+
 class PolicySection(OpenSection):
     """Which module plays in each round, with the options of the policy."""
 
@@ -158,6 +172,13 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    logits_budget_mb: int | None = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="If the logits of a micro-batch take more, they are computed some rows at a time within that many "
+        "MiB, by the losses that allow it; 0 = never, null = always.",
+    )
     survey_samples: int = Field(
         4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."
     )
@@ -197,6 +218,7 @@ class StageSection(Section):
     teacher: TeacherSection | Literal["none"] | None = Field(None, description='"none" trains on labels.')
     teachers: dict[str, TeacherSection] | None = None
     selection: SelectionSection | Literal["none"] | None = None
+    rollout: RolloutSection | Literal["none"] | None = None
     data: dict[str, Any] | None = None
     objectives: list[ObjectiveSection] | None = None
     policy: PolicySection | Literal["none"] | None = None
@@ -221,6 +243,7 @@ class Recipe(Section):
     objectives: list[ObjectiveSection] = Field(min_length=1)
     policy: PolicySection | None = Field(None, description="null = all objectives play always.")
     selection: SelectionSection | None = Field(None, description="null = every epoch has all training samples.")
+    rollout: RolloutSection | None = Field(None, description="null = the student writes nothing.")
     inputs: list[str] | None = Field(
         None, description="Batch keys both models are given; null = those their forward names, without labels."
     )
@@ -265,7 +288,7 @@ class Recipe(Section):
                     base[key] = stage.model_dump()[key]
             if stage.teachers is not None:
                 base["teachers"] = {name: one.model_dump() for name, one in stage.teachers.items()}
-            for key in ("teacher", "policy", "selection"):
+            for key in ("teacher", "policy", "selection", "rollout"):
                 value = getattr(stage, key)
                 if value is not None:
                     base[key] = None if value == "none" else value.model_dump()

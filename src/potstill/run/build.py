@@ -8,22 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import potstill.data.digits_source
 import potstill.data.emoji_source
 import potstill.data.files_source
-import potstill.data.scene_source  # noqa: F401 - each registers a data source
+import potstill.data.scene_source
+import potstill.data.texts_source  # noqa: F401 - each registers a data source
+from potstill.data.generation import OnPolicySampler
 from potstill.data.selection import SELECTIONS, SelectionPolicy
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import PotstillError, RecipeError
 from potstill.models.load import load_model
 from potstill.models.pairing import DistilledModule, resolve_modules
 from potstill.policies import POLICIES, make_arms
+from potstill.ranks import process_rank
 from potstill.recipe import Recipe
 from potstill.recipe.options import call_with_options
-from potstill.recipe.schema import STUDENT, PolicySection, SelectionSection, TeacherSection, TrainSection
+from potstill.recipe.schema import (
+    STUDENT,
+    PolicySection,
+    RolloutSection,
+    SelectionSection,
+    TeacherSection,
+    TrainSection,
+)
 from potstill.run.maps import map_losses
 from potstill.students import STUDENTS
 from potstill.students import build_student as make_student
@@ -34,9 +45,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_source(recipe: Recipe) -> DataSource:
-    """Return the data source the recipe names."""
+    """Return the data source the recipe names; a builder that declares ``teacher_model`` gets the teacher's name."""
     section = recipe.data
     builder = DATA.get(section.source, "data.source")
+    if "teacher_model" in inspect.signature(builder).parameters:
+        named = None if recipe.teacher is None or recipe.teacher.model == STUDENT else recipe.teacher.model
+        return call_with_options(builder, section.options, "data", seed=recipe.seed, teacher_model=named)
     return call_with_options(builder, section.options, "data", seed=recipe.seed)
 
 
@@ -114,6 +128,20 @@ def build_selection(section: SelectionSection | None, seed: int) -> SelectionPol
     policy_class = SELECTIONS.get(section.name, "selection.name")
     fixed = {"seed": seed} if "seed" in inspect.signature(policy_class).parameters else {}
     return call_with_options(policy_class, section.options, "selection", **fixed)
+
+
+def build_rollouts(section: RolloutSection | None, source: DataSource, seed: int) -> OnPolicySampler | None:
+    """Return what has the student write, ending where the data's texts end, or None; each process draws its own."""
+    if section is None:
+        return None
+    tokenizer = source.processor
+    end, pad = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "pad"))
+    if end is None:
+        raise RecipeError(
+            "the data has no tokenizer that knows how a text ends", where="rollout", hint="Use a data source of texts."
+        )
+    own = int(np.random.SeedSequence([seed, process_rank()]).generate_state(1)[0])
+    return OnPolicySampler(**section.model_dump(), eos_token_id=end, pad_token_id=end if pad is None else pad, seed=own)
 
 
 def build_arguments(

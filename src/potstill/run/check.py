@@ -197,6 +197,15 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
             or (field == "num_labels" and is_classifier and has < wanted)
         ):
             raise _other_data(role, field, wanted, has)
+    longest = source.facts.get("max_tokens")
+    room = next((n for s in sections if (n := getattr(s, "max_position_embeddings", None)) is not None), None)
+    if longest is not None and room is not None and room < longest:
+        raise RecipeError(
+            f"the {role} cannot read texts of that length",
+            where="data.max_tokens",
+            expected=f"at most {room}",
+            got=longest,
+        )
 
 
 def _other_data(role: str, field: str, wanted: Any, has: Any) -> RecipeError:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from potstill.data.generation import as_if_written
 from potstill.data.sources import DataSource
 from potstill.errors import InputError, PotstillError, RecipeError
 from potstill.objectives import Objective
@@ -24,6 +25,7 @@ from potstill.run.build import (
     build_arguments,
     build_modules,
     build_policy,
+    build_rollouts,
     build_selection,
     build_source,
     build_student,
@@ -31,6 +33,7 @@ from potstill.run.build import (
     freeze,
 )
 from potstill.run.check import check_fit, check_names, check_splits
+from potstill.run.logits import first_batch, leave_out_heads
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
 from potstill.teachers import live_teachers
@@ -123,7 +126,9 @@ def prepare(
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
     modules = build_modules(recipe, student, teacher)
-    by_section = build_objectives(recipe, student, modules, source.example(), models)
+    rollouts = build_rollouts(recipe.rollout, source, recipe.seed)
+    example = source.example() if rollouts is None else as_if_written(source.example())
+    by_section = build_objectives(recipe, student, modules, example, models)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -132,6 +137,17 @@ def prepare(
             raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
         student.gradient_checkpointing_enable({"use_reentrant": False})
     live = live_teachers(models, module.outputs_of, module.taps_of, recipe.inputs)
+    args = build_arguments(
+        recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
+    )
+    data = source.split("train")
+    logits = leave_out_heads(
+        module,
+        live,
+        lambda: first_batch(data, source.collator, recipe.train.batch_size, rollouts is not None),
+        budget_mb=recipe.train.logits_budget_mb,
+        device=args.device,
+    )
     asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
     with _placed(recipe, by_section):
         trainer = DistillationTrainer(
@@ -139,10 +155,9 @@ def prepare(
             teacher=live,
             policy=policy,
             selection=build_selection(recipe.selection, recipe.seed),
-            args=build_arguments(
-                recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
-            ),
-            train_dataset=source.split("train"),
+            rollouts=rollouts,
+            args=args,
+            train_dataset=data,
             plain_dataset=source.plain_train() if asks_about_all else None,
             data_collator=source.collator,
             history=history,
@@ -150,7 +165,7 @@ def prepare(
             nonfinite=nonfinite,
             callbacks=list(callbacks),
         )
-    plan = make_plan(recipe, source, student, models, modules, trainer)
+    plan = make_plan(recipe, source, student, models, modules, trainer, logits)
     return Prepared(recipe, source, student, teacher, models, trainer, plan)
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from potstill.systems.auto_distiller import AutoDistiller, Recommendation, task_features
     from potstill.systems.hybrid_distill import HybridDistillPipeline
     from potstill.systems.meal_v2 import MealV2Trainer
+    from potstill.systems.minillm import MiniLLMPipeline
     from potstill.systems.novel_class_discovery import NCDPipeline
     from potstill.systems.web_distill import WebDistillPipeline
 
@@ -18,6 +19,7 @@ __all__ = [
     "AutoDistiller",
     "HybridDistillPipeline",
     "MealV2Trainer",
+    "MiniLLMPipeline",
     "NCDPipeline",
     "Recommendation",
     "WebDistillPipeline",
@@ -28,6 +30,7 @@ _HOMES = {
     "AutoDistiller": "auto_distiller",
     "HybridDistillPipeline": "hybrid_distill",
     "MealV2Trainer": "meal_v2",
+    "MiniLLMPipeline": "minillm",
     "NCDPipeline": "novel_class_discovery",
     "Recommendation": "auto_distiller",
     "WebDistillPipeline": "web_distill",

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_
 from transformers import PrinterCallback
 
+from potstill.data.generation import OnPolicySampler
 from potstill.data.selection import SelectionPolicy
 from potstill.data.sources import fetch
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -32,6 +33,7 @@ from potstill.train.history import History
 from potstill.train.module import DistillModule
 from potstill.train.probe import Probe
 from potstill.train.resumable import ResumableTrainer
+from potstill.train.rollouts import Rollouts
 from potstill.train.rounds import Rounds
 from potstill.train.selecting import Selector
 from potstill.train.sharding import apart, gradient_norm, is_sharded, shard, whole_student
@@ -47,6 +49,7 @@ class DistillationTrainer(ResumableTrainer):
         teacher: A model or a ``LiveTeacher``, or several by the names that objectives use; None = train on labels.
         policy: Chooses which module's objectives play; None = all, always.
         selection: Chooses which samples of the training set the next epoch is made of; None = all.
+        rollouts: Has the student write some of the completions it is trained on, while it trains; None = none.
         args: Settings.
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
             (seed, epoch). One with ``set_epoch`` is told the epoch before it is read.
@@ -72,6 +75,7 @@ class DistillationTrainer(ResumableTrainer):
         teacher: nn.Module | LiveTeacher | Mapping[str, nn.Module | LiveTeacher] | None = None,
         policy: Any | None = None,
         selection: SelectionPolicy | None = None,
+        rollouts: OnPolicySampler | None = None,
         args: DistillationArguments,
         train_dataset: Any,
         plain_dataset: Any = None,
@@ -97,7 +101,7 @@ class DistillationTrainer(ResumableTrainer):
                 expected=f"at least {args.train_batch_size} samples",
                 got=len(train_dataset),
             )
-        self.policy, self.selector = policy, None
+        self.policy, self.selector, self.rollouts = policy, None, None
         self.plain_dataset = train_dataset if plain_dataset is None else plain_dataset
         self._check_arms(module)
         for one in self.teachers.values():
@@ -137,6 +141,8 @@ class DistillationTrainer(ResumableTrainer):
             one.to(args.device)
         if selection is not None:
             self.selector = Selector(selection, self)
+        if rollouts is not None:
+            self.rollouts = Rollouts(rollouts, self)
         told = [train_dataset.set_epoch] if hasattr(train_dataset, "set_epoch") else []
         told += [self.selector.begin_and_tell] if self.selector is not None else []
         self.add_callback(BeforeEpoch(*told))
@@ -201,7 +207,8 @@ class DistillationTrainer(ResumableTrainer):
 
     def _collate(self, indices: Sequence[int], dataset: Any = None) -> dict[str, Any]:
         batch = self.data_collator(fetch(self.train_dataset if dataset is None else dataset, indices))
-        return batch if self.selector is None else self.selector.marked(batch)
+        batch = batch if self.selector is None else self.selector.marked(batch)
+        return batch if self.rollouts is None else self.rollouts.as_if_written(batch)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.selector is not None and (train_dataset is None or train_dataset is self.train_dataset):
@@ -252,6 +259,8 @@ class DistillationTrainer(ResumableTrainer):
             return batches, None
         if self.selector is not None:
             batches = [self.selector.marked(batch) for batch in batches]
+        if self.rollouts is not None:
+            batches = [self.rollouts.rolled_out(batch) for batch in batches]
         step, samples = self.state.global_step, max(len(self.train_dataset), 1)
         self.model.before_step(step / max(self.state.max_steps, 1), step * self.rows_per_step / samples)
         self.guard.begin_step(step, batches)
@@ -441,7 +450,15 @@ class DistillationTrainer(ResumableTrainer):
                 self.rounds.load_state_dict(saved["rounds"])
             if self.selector is not None:
                 self.selector.load_state_dict(saved["selection"])
+            if self.rollouts is not None:
+                self.rollouts.load(where)
         self.history.rewind(self.state.global_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Keep beside each rank's generators what its student wrote; on this the Trainer calls every rank."""
+        super()._save_rng_state(output_dir)
+        if self.rollouts is not None:
+            self.rollouts.save(output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the window's mean of every term beside the Trainer's own numbers."""

@@ -178,7 +178,7 @@ def _with_labels(method: Method, base: Recipe) -> dict[str, Any]:
 
 def _with_recipe(method: Method, base: Recipe) -> dict[str, Any]:
     data, other = base.model_dump(), load_recipe(method.source).model_dump()
-    data |= {key: other[key] for key in ("objectives", "policy", "selection")}
+    data |= {key: other[key] for key in ("objectives", "policy", "selection", "rollout")}
     # Who teaches is the base's affair, where it says it.
     data["teacher"] = data["teacher"] or other["teacher"]
     data["teachers"] = {**other["teachers"], **data["teachers"]}
