@@ -68,6 +68,9 @@ class Prepared:
     def close(self) -> None:
         """Take all taps off student and teacher."""
         self.trainer.model.close()
+        if self.recipe.train.gradient_checkpointing and hasattr(self.student, "disable_input_require_grads"):
+            # A hook lets the embeddings ask for a gradient (transformers 5.23), which counting operations trips over.
+            self.student.disable_input_require_grads()
         for teacher in self.trainer.teachers.values():
             teacher.close()
 
