@@ -24,8 +24,9 @@ CLASSES = {
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
-    "Term",
     "QuantileNet",
+    "Term",
+    "TopK",
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(potstill.losses.__path__) if not module.ispkg)
 FUSED = sorted(f"fused.{module.name}" for module in pkgutil.iter_modules(potstill.losses.fused.__path__))

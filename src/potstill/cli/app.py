@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from potstill._version import __version__
-from potstill.cli import compare, config, demo, distill, evaluate, fetch, inspect, methods, plan, report
+from potstill.cli import cache, compare, config, demo, distill, evaluate, fetch, inspect, methods, plan, report
 
 app = typer.Typer(
     name="potstill",
@@ -29,6 +29,7 @@ app.command("plan")(plan.plan)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.add_typer(cache.app, name="cache")
 app.add_typer(inspect.app, name="inspect")
 app.command("report")(report.report)
 app.add_typer(config.app, name="config")

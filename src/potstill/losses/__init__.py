@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from potstill.losses._top_k import TopK
     from potstill.losses.attention_alignment import amad_loss
     from potstill.losses.attention_probabilities import attention_kl
     from potstill.losses.attention_projection import AttentionProjection
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from potstill.losses.token_graph import trg_global_loss, trg_inner_loss, trg_local_loss
     from potstill.losses.token_relations import token_relation_loss
     from potstill.losses.token_sampling import feature_map_to_tokens, sample_tokens, trg_temperature
+    from potstill.losses.top_k_targets import cached_loss
     from potstill.losses.total_variation import tv_distance
     from potstill.losses.weighted_alignment import weighted_feature_alignment
     from potstill.losses.whitened_features import whitened_feature_loss
@@ -87,9 +89,11 @@ __all__ = [
     "OutputDiscriminator",
     "QuantileNet",
     "Term",
+    "TopK",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
+    "cached_loss",
     "caption_contrastive_loss",
     "cka",
     "cka_loss",
@@ -173,9 +177,11 @@ _HOMES = {
     "OutputDiscriminator": "output_discriminator",
     "Term": "fused",
     "QuantileNet": "quantile_network",
+    "TopK": "_top_k",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
+    "cached_loss": "top_k_targets",
     "caption_contrastive_loss": "open_vocabulary",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",

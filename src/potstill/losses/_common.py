@@ -32,6 +32,8 @@ def by_rows(loss: Loss) -> Loss:
 def is_by_rows(loss: Callable[..., Any]) -> bool:
     """Return whether a loss is under ``by_rows``."""
     return getattr(loss, "is_by_rows", False)
+
+
 CHUNK = 2**22
 """Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
 

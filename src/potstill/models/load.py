@@ -19,6 +19,7 @@ from torch import nn
 
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError, suggest
 from potstill.models.fetch import FETCHABLE, fetched_folder
+from potstill.models.memory import refuse_too_large
 from potstill.models.sizes import absurd_size
 from potstill.registry import Registry
 
@@ -72,7 +73,8 @@ def load_model(
         where: Recipe path for error messages.
 
     Raises:
-        RecipeError: Nothing is there, its class is unknown, or it needs a permission that was not given.
+        RecipeError: Nothing is there, its class is unknown, it needs a permission that was not given, or more memory
+            than there is.
         IntegrityError: A file is damaged, does not have the expected hash, or does not hold all weights.
     """
     target = _dtype(dtype, where)
@@ -86,6 +88,7 @@ def load_model(
     is_pickle = files[0].suffix != ".safetensors"
     for path in [] if is_pickle else files:
         check_safetensors(path)
+    refuse_too_large(files, target, where)
     options: dict[str, Any] = {"dtype": target, "use_safetensors": not is_pickle, "output_loading_info": True}
     model_class = _class_of(config, folder, allow_remote_code=allow_remote_code, where=where)
     if allow_remote_code:
@@ -103,6 +106,63 @@ def load_model(
         ) from error
     _check_complete(info, folder, model_class.__name__)
     return model.eval()
+
+
+def load_skeleton(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    allow_remote_code: bool = False,
+    where: str = "teacher.model",
+) -> nn.Module:
+    """Return a model without its weights, from its configuration alone: to look at its modules, not to run it.
+
+    Args:
+        name_or_path: As in ``load_model``.
+        revision: Commit, branch or tag on the hub.
+        allow_remote_code: Accept and run Python code that comes with the model.
+        where: Recipe path for error messages.
+
+    Returns:
+        The model in eval mode, on the device "meta".
+
+    Raises:
+        RecipeError, IntegrityError: As ``load_model`` does.
+    """
+    folder = find_model(name_or_path, revision=revision, where=where)
+    model_class = _class_of(_read_config(folder), folder, allow_remote_code=allow_remote_code, where=where)
+    trusted = {"trust_remote_code": True} if allow_remote_code else {}
+    try:
+        if "auto_map" in _read_config(folder) and allow_remote_code:
+            from transformers import AutoConfig
+
+            with torch.device("meta"):
+                return model_class.from_config(AutoConfig.from_pretrained(folder, **trusted), **trusted).eval()
+        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return model_class(config).eval()
+    except PotstillError as error:
+        raise error.at(str(folder)) from None
+    except _LOADING_FAILED as error:
+        raise IntegrityError(
+            f"cannot be built as {model_class.__name__} ({_first_line(error)})", where=str(folder / "config.json")
+        ) from error
+
+
+def weight_files(
+    name_or_path: str | Path, *, revision: str | None = None, allow_pickle: bool = False, where: str = "teacher.model"
+) -> list[Path]:
+    """Return the files that ``load_model`` would read the weights from."""
+    folder = find_model(name_or_path, revision=revision, allow_pickle=allow_pickle, where=where)
+    return _weight_files(folder, allow_pickle=allow_pickle, where=where)
+
+
+def hash_weights(files: list[Path]) -> str:
+    """Return the SHA-256 of a weight file; of several files that of the lines ``sha256sum *`` prints for them."""
+    if len(files) == 1:
+        return file_sha256(files[0])
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def packaged_models() -> dict[str, Path]:
@@ -349,8 +409,7 @@ def _check_hash(files: list[Path], expected: str) -> None:
     if len(files) == 1:
         _compare(files[0], expected)
         return
-    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
-    found = hashlib.sha256(lines.encode()).hexdigest()
+    found = hash_weights(files)
     if found != expected.lower():
         raise IntegrityError(
             "the weight files are not the expected ones",

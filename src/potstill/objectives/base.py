@@ -126,6 +126,7 @@ class Objective:
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
         takes_lazy: True if the output it reads, of student and teacher, may come as ``LazyLogits``; it then says by
             ``lazy_term`` what is to be computed on it.
+        reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -142,6 +143,7 @@ class Objective:
     of: tuple[str, ...] = (TEACHER,)
     learning_rate: float | None = None
     surveys = False
+    reads_weights = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
 
     def __init__(

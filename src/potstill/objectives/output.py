@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
+from potstill.losses import TopK, cached_loss
 from potstill.losses.fused import LazyLogits, Term, fused_terms, is_by_rows
 from potstill.objectives.base import (
     IGNORE_INDEX,
@@ -29,6 +31,8 @@ from potstill.objectives.base import (
 
 class OutputObjective(Objective):
     """Compares one output of the student with the same output of the teacher, by any loss of ``potstill.losses``.
+
+    Of a cached teacher of whom only some classes are kept, the loss's form in ``cached_loss`` is taken.
 
     Args:
         name: Its name in logs.
@@ -89,13 +93,16 @@ class OutputObjective(Objective):
         if isinstance(student, LazyLogits):
             return fused_terms(student, [self.lazy_term(seen)])[0]
         batch = self._shifted(seen.batch)
+        loss = self.loss
+        if isinstance(teacher, TopK):
+            loss = partial(cached_loss, loss=self.loss_name)
         if self.shift:
             student, teacher = student[:, :-1], teacher[:, :-1]
         mask = self.where.mask_of(batch)
         target = (batch[self.where.labels],) if self._takes_target else ()
         if self.batch_coupled:
             return self.loss(student, teacher, *target, mask=mask, **self.options) * self.where.count(batch)
-        return self.loss(student, teacher, *target, mask=mask, reduction="sum", **self.options)
+        return loss(student, teacher, *target, mask=mask, reduction="sum", **self.options)
 
     def lazy_term(self, seen: Seen) -> Term:
         """Return the loss as a term on all positions; under ``shift`` the last one has no label and does not count."""

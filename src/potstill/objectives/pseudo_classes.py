@@ -100,7 +100,7 @@ class LELPObjective(Objective):
         is_inside = is_tap(teacher_logits)
         self.teacher_outputs = () if is_inside else (teacher_logits,)
         self.teacher_taps = (teacher_on, teacher_logits) if is_inside else (teacher_on,)
-        self.null_space = null_space
+        self.null_space = self.reads_weights = null_space
         self._head: nn.Module | None = None
 
     def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:

@@ -87,6 +87,7 @@ class VlmOodObjective(Objective):
         self.teacher_outputs, self.teacher_taps = outputs_and_taps(teacher_on)
         self.text = text
         self._text: Tensor | None = _read(text, f"{name}.text") if text.endswith(".safetensors") else None
+        self.reads_weights = self._text is None
 
     def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Take the features of the classes from the teacher, unless they came from a file."""

@@ -45,6 +45,12 @@ class TeacherSection(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision the teacher runs in.")
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run code: trust the source.")
     allow_remote_code: bool = Field(False, description="Run Python code that comes with a hub model.")
+    cache: str | None = Field(
+        None, description='Folder of its cache ("potstill cache build"), read in its place; null = the model is run.'
+    )
+    cache_mode: Literal["tail", "renormalised", "sampled"] = Field(
+        "tail", description="How losses read a distribution of which some classes are kept."
+    )
 
 
 class StudentSection(OpenSection):
@@ -209,6 +215,9 @@ class EvaluateSection(Section):
     batch_size: int = Field(128, ge=1)
     shown: int = Field(10, ge=0, description="Samples shown in the report.")
     attention: bool = Field(True, description="Compare attention maps with the teacher's (attention.json).")
+    teacher: bool = Field(
+        True, description="Measure the teacher too, and how near the student is to it; a cached one is loaded for it."
+    )
 
 
 class StageSection(Section):

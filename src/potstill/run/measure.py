@@ -14,13 +14,14 @@ from potstill.data.sources import DataSource
 from potstill.evaluate import evaluate_tasks, fidelity, measure, sample_answers
 from potstill.export import export_student
 from potstill.models.load import load_model
+from potstill.objectives.base import TEACHER
 from potstill.recipe import Recipe, load_recipe
 from potstill.report import build_report
 from potstill.run.attention import attention_of
-from potstill.run.build import build_source
+from potstill.run.build import build_source, build_teacher
 from potstill.run.check import check_fit, check_splits
 from potstill.run.folder import RunFolder
-from potstill.run.prepare import Prepared
+from potstill.run.prepare import Prepared, is_empty
 from potstill.run.watch import Progress
 from potstill.students import finish_student
 from potstill.train.checkpoint import read_json, write_json, write_text
@@ -52,6 +53,7 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     if not folder.is_writer:
         return Run(folder.path, student, {})
     device = built.trainer.args.device
+    built.teacher = _teacher_to_measure(recipe, built, progress)
     progress({"event": "measure", "what": "export"})
     export_student(
         student, folder / "student", processor=built.source.processor, batch=built.source.example(), overwrite=True
@@ -79,6 +81,18 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     build_report(folder.path)
     progress({"event": "done", "folder": str(folder.path)})
     return Run(folder.path, student, read_json(folder / "metrics.json"))
+
+
+def _teacher_to_measure(recipe: Recipe, built: Prepared, progress: Progress) -> nn.Module | None:
+    """Return the teacher if it is to be measured; one that was read from its cache is loaded only now."""
+    if built.teacher is None or not recipe.evaluate.teacher:
+        if built.teacher is not None:
+            progress({"event": "note", "text": "the teacher is not measured, as evaluate.teacher says"})
+        return None
+    if not is_empty(built.teacher):
+        return built.teacher
+    progress({"event": "measure", "what": "loading the teacher"})
+    return build_teacher(built.recipe.teacher, TEACHER).to(built.trainer.args.device)
 
 
 def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, Any]:

@@ -17,11 +17,14 @@ from transformers import TrainerCallback
 from potstill.data.generation import as_if_written
 from potstill.data.sources import DataSource
 from potstill.errors import InputError, PotstillError, RecipeError
+from potstill.models.load import weight_files
+from potstill.models.memory import refuse_too_large
 from potstill.objectives import Objective
 from potstill.objectives.base import TEACHER, is_tap
 from potstill.recipe import Recipe, load_recipe
 from potstill.recipe.schema import STUDENT, DataSection, TeacherSection
 from potstill.run.build import (
+    DTYPES,
     build_arguments,
     build_modules,
     build_policy,
@@ -32,11 +35,13 @@ from potstill.run.build import (
     build_teacher,
     freeze,
 )
+from potstill.run.caching import check_cached_use, open_cache, place_of, skeleton_of
 from potstill.run.check import check_fit, check_names, check_splits
 from potstill.run.logits import first_batch, leave_out_heads
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
 from potstill.teachers import live_teachers
+from potstill.teachers.cache import CachedCollator, CachedTeacher, NumberedDataset
 from potstill.train import DistillationTrainer, DistillModule
 
 GIVEN = "given in Python"
@@ -115,16 +120,23 @@ def prepare(
     source = build_source(recipe) if source is None else source
     check_splits(recipe, source)
     loaded = dict(teachers or {}) | ({} if teacher is None else {TEACHER: teacher})
-    sections, models = teacher_sections(recipe), {}
+    sections, models, readers = teacher_sections(recipe), {}, {}
     for name, section in sections.items():
-        if section.model != STUDENT:
-            models[name] = loaded[name] if name in loaded else build_teacher(section, _place_of(name))
+        if section.cache is not None:
+            models[name] = skeleton_of(section, place_of(name))
+            given = loaded.get(name)
+            readers[name] = open_cache(
+                section, place_of(name), source, models[name], given=None if given is None or is_empty(given) else given
+            )
+        elif section.model != STUDENT:
+            models[name] = loaded[name] if name in loaded else build_teacher(section, place_of(name))
+    _check_cached(recipe, readers)
     if student is None:
-        student = build_student(recipe, models.get(TEACHER), source)
+        student = build_student(recipe, _with_weights(recipe, models.get(TEACHER)), source)
     for name, section in sections.items():
         if section.model == STUDENT:
-            models[name] = build_teacher(section, _place_of(name), student)
-        check_fit(models[name], _place_of(name), source)
+            models[name] = build_teacher(section, place_of(name), student)
+        check_fit(models[name], place_of(name), source)
     teacher = models.get(TEACHER)
     check_fit(student, "student", source)
     freeze(student, recipe.freeze)
@@ -139,7 +151,18 @@ def prepare(
         if not hasattr(student, "gradient_checkpointing_enable"):
             raise InputError("this student has no gradient checkpointing", where="train.gradient_checkpointing")
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    live = live_teachers(models, module.outputs_of, module.taps_of, recipe.inputs)
+    cached = {
+        name: CachedTeacher(
+            reader,
+            outputs=module.outputs_of(name),
+            taps=module.taps_of(name),
+            mode=sections[name].cache_mode,
+            name=name,
+        )
+        for name, reader in readers.items()
+    }
+    check_cached_use(by_section, cached, {name: place_of(name) for name in cached})
+    live = live_teachers(models | cached, module.outputs_of, module.taps_of, recipe.inputs)
     args = build_arguments(
         recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
     )
@@ -152,6 +175,9 @@ def prepare(
         device=args.device,
     )
     asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
+    numbered, collator = (NumberedDataset if cached else lambda dataset: dataset), source.collator
+    if cached:
+        collator = CachedCollator(collator, {n: (one.reader, one.wanted) for n, one in cached.items()})
     with _placed(recipe, by_section):
         trainer = DistillationTrainer(
             module,
@@ -160,9 +186,9 @@ def prepare(
             selection=build_selection(recipe.selection, recipe.seed),
             rollouts=rollouts,
             args=args,
-            train_dataset=data,
-            plain_dataset=source.plain_train() if asks_about_all else None,
-            data_collator=source.collator,
+            train_dataset=numbered(data),
+            plain_dataset=numbered(source.plain_train()) if asks_about_all else None,
+            data_collator=collator,
             history=history,
             stage=stage,
             nonfinite=nonfinite,
@@ -177,8 +203,36 @@ def teacher_sections(recipe: Recipe) -> dict[str, TeacherSection]:
     return ({} if recipe.teacher is None else {TEACHER: recipe.teacher}) | recipe.teachers
 
 
-def _place_of(teacher: str) -> str:
-    return TEACHER if teacher == TEACHER else f"teachers.{teacher}"
+def is_empty(model: nn.Module) -> bool:
+    """True for a model without weights: what stands for a teacher that is read from its cache."""
+    return any(p.is_meta for p in model.parameters())
+
+
+def _check_cached(recipe: Recipe, cached: Mapping[str, Any]) -> None:
+    """Refuse what asks the teacher itself, and one that cannot be loaded when it is measured at the end."""
+    if TEACHER not in cached:
+        return
+    section = recipe.teacher
+    if recipe.selection is not None:
+        raise RecipeError(
+            "the selection asks the teacher itself about samples",
+            where="teacher.cache",
+            hint="Leave it out, or train without a selection.",
+        )
+    if recipe.evaluate.teacher:
+        refuse_too_large(
+            weight_files(section.model, revision=section.revision, allow_pickle=section.allow_pickle),
+            DTYPES[section.dtype],
+            "teacher.model",
+            "At the end the teacher is loaded to be measured: set evaluate.teacher: false.",
+        )
+
+
+def _with_weights(recipe: Recipe, teacher: nn.Module | None) -> nn.Module | None:
+    """Return the teacher as a builder of students needs it: with its weights, unless it does not look at them."""
+    if teacher is None or not is_empty(teacher) or recipe.student.builder in ("new", "pretrained"):
+        return teacher
+    return build_teacher(recipe.teacher, TEACHER)
 
 
 class Teachers:
