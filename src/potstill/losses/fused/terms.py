@@ -29,7 +29,8 @@ class Term:
 
     Attributes:
         loss: A loss whose rows do not influence each other: ``kd_kl``, ``reverse_kl``, ``generalized_jsd``,
-            ``tv_distance``, ``skew_kl``, ``skew_reverse_kl``, ``dkd``, ``torch.nn.functional.cross_entropy``, or one of your own under ``potstill.losses.fused.by_rows``.
+            ``tv_distance``, ``skew_kl``, ``skew_reverse_kl``, ``dkd``, ``torch.nn.functional.cross_entropy``, or one
+            of your own under ``potstill.losses.fused.by_rows``.
         rows: What it takes after the student's logits: ``LazyLogits``, or what has a row for each of the student's
             (tensors of logits or labels; ``TopK`` of a cache, which turns the loss into ``cached_loss``). No gradient
             flows into them.
