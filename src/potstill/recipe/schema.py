@@ -182,6 +182,13 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    logits_budget_mb: int | None = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="If the logits of a micro-batch take more, they are computed some rows at a time within that many "
+        "MiB, by the losses that allow it; 0 = never, null = always.",
+    )
     survey_samples: int = Field(
         4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."
     )

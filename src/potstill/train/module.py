@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
-from potstill.losses.fused import LazyLogits, Term, fused_terms
+from potstill.losses.fused import BUDGET, LazyLogits, Term, fused_terms
 from potstill.objectives import Objective, Seen
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
@@ -78,7 +78,7 @@ class DistillModule(nn.Module):
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
         self.head: RestingHead | None = None  # the student's output head, if it is left out of every pass
-        self.logits_budget = 2**28  # bytes that its logits may take at a time
+        self.logits_budget = BUDGET  # bytes that its logits may take at a time
         self.balance = GradMag(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
