@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
+from potstill.losses.fused import BUDGET, LazyLogits, Term, fused_terms
 from potstill.objectives import Objective, Seen
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
+from potstill.taps.signal import RestingHead
 from potstill.train.auto_weight import AutoWeights
+from potstill.train.grad_mag import GradMag
 
 Signals = Signal | Mapping[str, Signal] | None
 """Of the teacher, of several by name, or of none."""
@@ -47,7 +51,8 @@ class DistillModule(nn.Module):
         module.build_parts(batch, teacher.signal(batch))
         loss = module(batch, teacher.signal(batch)).loss
 
-    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``.
+    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``, and those of GradMag
+    that a step is over by ``module.balance.take()``.
 
     Args:
         student: The model to train; it is exported alone.
@@ -72,6 +77,9 @@ class DistillModule(nn.Module):
         self.progress = 0.0  # share of the training that is done; whoever trains sets both before a step
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
+        self.head: RestingHead | None = None  # the student's output head, if it is left out of every pass
+        self.logits_budget = BUDGET  # bytes that its logits may take at a time
+        self.balance = GradMag(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
@@ -128,7 +136,7 @@ class DistillModule(nn.Module):
         with ExitStack() as around:
             contexts = dict.fromkeys(o.around for o in chosen if o.around is not None)
             notes = {context: around.enter_context(context(self.student)) for context in contexts}
-            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps)
+            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps, self.head)
         signal.notes = notes
         return signal
 
@@ -170,6 +178,7 @@ class DistillModule(nn.Module):
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
         self.alphas.build(example.device)
+        self.balance.build(self.student, example.device)
 
     @torch.no_grad()
     def survey(self, batches: Iterable[tuple[Mapping[str, Any], Signals]]) -> None:
@@ -209,6 +218,7 @@ class DistillModule(nn.Module):
         self._keep_resting = self._depends_on_the_arm(batch, signal)
         values = {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}
         self.alphas.begin(values)
+        self.balance.forget()
         return values, names
 
     def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signals) -> bool:
@@ -234,8 +244,8 @@ class DistillModule(nn.Module):
 
     def weight_of(self, objective: Objective) -> float:
         """Return the factor of an objective in the loss, its automatic part included."""
-        alpha = self.alphas.of(objective)
-        return objective.weight * (1.0 if alpha is None else alpha.item())
+        factors = (self.alphas.of(objective), self.balance.of(objective))
+        return objective.weight * math.prod(1.0 if f is None else f.item() for f in factors)
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
@@ -272,17 +282,30 @@ class DistillModule(nn.Module):
         student = self.observe(batch, [*playing, *resting])
         signals = _by_name(signal)
         output = DistillOutput(self._anchor(playing, resting, student))
+        terms: dict[str, Term] = {}
         for objective, weight in active:
             seen = self._seen(batch, student, signals, objective)
+            is_lazy = objective.takes_lazy and isinstance(student.outputs.get(objective.on), LazyLogits)
             with _placed_at(objective):
-                total = objective.total(seen, self.part_of(objective))
+                total = objective.lazy_term(seen) if is_lazy else objective.total(seen, self.part_of(objective))
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
-            output.totals[objective.name], output.counts[objective.name] = total.detach(), here
-            alpha = self.alphas.of(objective)
-            if alpha is not None:
-                weight = weight * alpha.to(total.dtype)
-            output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
+            output.counts[objective.name] = here
+            for own in (self.alphas.of(objective), self.balance.of(objective)):
+                weight = weight if own is None else weight * own
+            if is_lazy:
+                terms[objective.name] = replace(total, factor=weight / units.clamp_min(1))
+                continue
+            output.totals[objective.name] = total.detach()
+            mean = total / units.clamp_min(1).to(total.dtype)
+            if torch.is_grad_enabled():
+                self.balance.add(objective, mean)
+            output.loss = output.loss + weight * mean
+        if terms:
+            # All terms on the head in one pass over its rows.
+            loss, totals = fused_terms(student.outputs[self.head.output], [*terms.values()], budget=self.logits_budget)
+            output.loss = output.loss + loss
+            output.totals |= dict(zip(terms, totals))
         return output
 
     def total_of(self, objective: Objective, batch: Mapping[str, Any], signal: Signals) -> torch.Tensor:
@@ -319,8 +342,16 @@ class DistillModule(nn.Module):
             for value in [student.tapped[t] for t in objective.student_taps] + [
                 student.outputs[n] for n in objective.student_outputs
             ]:
-                zero = zero + 0.0 * value.sum(dtype=torch.float32)
+                for tensor in _tensors_of(value):
+                    zero = zero + 0.0 * tensor.sum(dtype=torch.float32)
         return zero
+
+
+def _tensors_of(value: torch.Tensor | LazyLogits) -> list[torch.Tensor]:
+    """Return what carries the graph of an output."""
+    if isinstance(value, LazyLogits):
+        return [x for x in (value.hidden, value.weight, value.bias) if x is not None]
+    return [value]
 
 
 def _by_name(signal: Signals) -> Mapping[str, Signal]:
