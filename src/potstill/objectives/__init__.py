@@ -1,5 +1,6 @@
 """Objectives: a loss, where it reads its tensors, its trainable part, its module and its weight."""
 
+from potstill.objectives.alm import ALMLatentsObjective, ALMObjective
 from potstill.objectives.attention import SupervisedAttentionObjective
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, Where
 from potstill.objectives.bought_labels import BoughtLabelsObjective
@@ -28,6 +29,8 @@ from potstill.objectives.web_distill import WebDistillObjective
 __all__ = [
     "IGNORE_INDEX",
     "OBJECTIVES",
+    "ALMLatentsObjective",
+    "ALMObjective",
     "AMADObjective",
     "AttentionObjective",
     "BoughtLabelsObjective",

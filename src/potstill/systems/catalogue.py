@@ -108,6 +108,14 @@ CATALOGUE: tuple[System, ...] = (
         ("logits", "hidden", "attention"),
     ),
     System(
+        "seqkd",
+        "data",
+        "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
+        _names("data.generation", "SeqKDGenerator", "read_completions"),
+        "seqkd-smollm2",
+        needs=("generation",),
+    ),
+    System(
         "pld",
         "loss",
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
@@ -229,6 +237,18 @@ CATALOGUE: tuple[System, ...] = (
         "kd3-emoji",
         "benchmarks/results/leaderboard.csv",
         needs=("logits", "hidden", "pool"),
+    ),
+    System(
+        "alm",
+        "loss",
+        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching, arXiv 2503.20083",
+        _names("losses", "alm_loss", "alm_loss_from_logprobs", "alm_latents_loss", "chunk_logprobs")
+        + _names("align", "align_chunks", "boundary_mask", "token_bytes")
+        + _names("objectives", "ALMObjective", "ALMLatentsObjective")
+        + _names("data.two_tokenizers", "TwoTokenizerCollator")
+        + _names("train", "GradMag"),
+        "alm-texts",
+        needs=("logits",),
     ),
     System(
         "crkd-ncd",
