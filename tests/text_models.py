@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.data.texts import bytes
 
+
 def byte_tokenizer(pad="<|pad|>", end="<|end|>", template=bytes.TEMPLATE):
     """One token a byte, with or without what a tokenizer may lack."""
     fast = copy.deepcopy(bytes.byte_tokenizer())

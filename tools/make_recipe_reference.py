@@ -42,6 +42,7 @@ SECTIONS = {
     "ObjectiveSection": "objectives[i]",
     "PolicySection": "policy",
     "SelectionSection": "selection",
+    "RolloutSection": "rollout",
     "TrainSection": "train",
     "EvaluateSection": "evaluate",
     "StageSection": "stages[i]",

@@ -16,6 +16,8 @@ from potstill.errors import InputError, ShapeError, suggest
 
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
+CHUNK = 2**22
+"""Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
@@ -32,10 +34,6 @@ def by_rows(loss: Loss) -> Loss:
 def is_by_rows(loss: Callable[..., Any]) -> bool:
     """Return whether a loss is under ``by_rows``."""
     return getattr(loss, "is_by_rows", False)
-
-
-CHUNK = 2**22
-"""Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
 
 
 def check_choice(value: str, choices: tuple[str, ...], where: str, name: str) -> None:
@@ -127,8 +125,17 @@ def logit_rows(
     return *full_pair(student[mask], teacher[mask], where), None
 
 
+SHARE_CLASSES = "If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised."
+CUT_CLASSES = "If the first n classes are the same in both, cut both logits to them."
+
+
 def checked_logits(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    shared_vocab: int | None,
+    where: str,
+    hint: str = SHARE_CLASSES,
 ) -> tuple[Tensor, Tensor]:
     """Refuse logits ``(..., V)`` or a mask ``(...)`` that do not fit; return the logits as they are, cut if asked."""
     if student.ndim == 0 or teacher.ndim == 0:
@@ -154,7 +161,7 @@ def checked_logits(
         raise ShapeError(
             f"vocabularies differ: student has {V_s} classes, teacher {V_t}",
             where=where,
-            hint="If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised.",
+            hint=hint,
         )
     elif V_s == 0:
         raise ShapeError("logits have no class", where=where, expected="V >= 1", got=list(student.shape))

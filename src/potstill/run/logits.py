@@ -82,6 +82,9 @@ def _student_head(module: DistillModule) -> OutputHead:
     lazy = dict.fromkeys(o.on for o in module.objectives if o.takes_lazy)
     if not lazy:
         raise InputError("no objective can compute its loss some rows at a time")
+    balanced = next((o for o in module.objectives if o.balanced), None)
+    if balanced is not None:
+        raise InputError(f'"{balanced.name}" is weighed by the gradient of each objective alone')
     heads, reasons = [], []
     for name in lazy:
         try:

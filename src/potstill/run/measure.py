@@ -61,6 +61,9 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     write_json(folder / "metrics.json", _metrics(recipe, built, progress))
     if recipe.evaluate.shown:
         models = {"teacher": built.teacher, "student": student}
+        if built.teacher is not None and built.source.teacher_collator is not built.source.collator:
+            models["teacher"] = None
+            progress({"event": "note", "text": "samples: the student's alone, because the teacher reads other tokens"})
         shown = sample_answers(
             {k: m for k, m in models.items() if m is not None},
             built.source.split(recipe.evaluate.split, recipe.evaluate.samples),
@@ -103,7 +106,8 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
     models = {}
     if built.teacher is not None:
         progress({"event": "measure", "what": "teacher"})
-        models["teacher"] = measure(built.teacher, role="teacher", **data, **common)
+        given = {**data, "collator": source.teacher_collator}
+        models["teacher"] = measure(built.teacher, role="teacher", **given, **common)
     progress({"event": "measure", "what": "student"})
     models["student"] = measure(
         built.student, role="student", teacher=built.teacher, pairs=pairs or None, **data, **common
@@ -113,15 +117,24 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
             progress({"event": "measure", "what": f"{name} on {split}"})
             dataset = source.split(split, section.samples)
             near_to = built.teacher if name == "student" else None
-            models[name].setdefault("splits", {})[split] = _on_split(model, dataset, source, near_to, common)
+            models[name].setdefault("splits", {})[split] = _on_split(
+                model, dataset, source, near_to, common, is_teacher=name == "teacher"
+            )
     return {"version": 1, "split": section.split, "samples": section.samples, "models": models}
 
 
 def _on_split(
-    model: nn.Module, dataset: Any, source: DataSource, teacher: nn.Module | None, common: Mapping[str, Any]
+    model: nn.Module,
+    dataset: Any,
+    source: DataSource,
+    teacher: nn.Module | None,
+    common: Mapping[str, Any],
+    *,
+    is_teacher: bool = False,
 ) -> dict[str, Any]:
     """Return task scores and, with a teacher, the fidelity to it on one more split."""
-    entry = {"tasks": evaluate_tasks(model, dataset, source.collator, **common)}
+    collator = source.teacher_collator if is_teacher else source.collator
+    entry = {"tasks": evaluate_tasks(model, dataset, collator, **common)}
     if teacher is not None:
         entry["fidelity"] = fidelity(model, teacher, dataset, source.collator, **common) or None
     return entry
