@@ -47,7 +47,9 @@ def written(domain: str, size: int) -> str:
         pack, split = read_pack(PACK), "train"
         names = ["words"] if domain == "words" else ["numerics", "learning", "algebra"]
         text = "\n".join(row["text"] for row in TextDataset(split, None, 0, domains=names, pack=pack).rows)
-        return (text * (size // len(text) + 1))[:size] if len(text) < size else text[:size]
+        if len(text) < size:
+            raise SystemExit(f"the packaged texts have no {size} bytes of {domain}: choose a smaller --scale")
+        return text[:size]
     draws, lines, length = torch.Generator().manual_seed(len(domain)), [], 0
     if domain == "sums":
         while length < size:
