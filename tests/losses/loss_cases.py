@@ -13,6 +13,7 @@ import torch
 
 import potstill.losses
 from potstill.losses import (
+    LazyLogits,
     amad_loss,
     attention_kl,
     attention_transfer,
@@ -20,6 +21,7 @@ from potstill.losses import (
     dac_kl_loss,
     dist_loss,
     dkd,
+    fused_loss,
     generalized_jsd,
     head_mean,
     hint_mse,
@@ -78,6 +80,7 @@ class Case:
     loses_digits: bool = False  # small values are differences of larger ones
     differentiates_twice: bool = True
     detaches_a_part: bool = False  # of the value, such as a scale of the student's own
+    rounds_products: bool = False  # under autocast, as the model's own head does
 
     def __post_init__(self):
         self.loss = self.loss or self.call
@@ -145,6 +148,12 @@ class Case:
 
 def _dkd(s, t, mask=None, **more):
     return dkd(s, t, TARGET[: len(s)], mask=mask, **more)
+
+
+def _fused(s, t, mask=None, **more):
+    """Let the student's head be the identity, in float32 however small the hidden states."""
+    head = torch.eye(s.shape[-1], dtype=torch.promote_types(s.dtype, torch.float32))
+    return fused_loss(LazyLogits(s, head), t, kd_kl, mask=mask, budget=1000, **more)
 
 
 def _minilm(s, t, mask=None, **more):
@@ -267,6 +276,15 @@ CASES = [
         loss=cka_loss,
         loses_digits=True,
         differentiates_twice=False,  # torch.cdist does not
+    ),
+    Case(
+        "fused_loss",
+        _fused,
+        loss=fused_loss,
+        couples_rows=True,  # it has no "none"
+        loses_digits=True,
+        differentiates_twice=False,
+        rounds_products=True,
     ),
     Case("hint_mse", hint_mse),
     Case("hint_mse_map", hint_mse, (4, 2, 3), (4, 2, 3), (2, 3), feature_axis=1),

@@ -33,7 +33,7 @@ def judge(tmp_path, monkeypatch, request):
         yield Judge(tmp_path, request.param, seconds=60)
 
 
-@pytest.mark.parametrize(("judge", "number", "seed"), [("door", 560, 0), ("plan", 130, 1)], indirect=["judge"])
+@pytest.mark.parametrize(("judge", "number", "seed"), [("door", 560, 0), ("plan", 180, 1)], indirect=["judge"])
 def test_every_mutated_recipe_is_read_or_refused_in_one_line(judge, bases, number, seed):
     offenders = {case.name: wrong for case in make_cases(seed, number, bases) if (wrong := judge(case))}
     assert offenders == {}

@@ -111,3 +111,10 @@ def test_a_model_with_fewer_positions_than_the_texts_is_refused(teacher, tmp_pat
     overrides = [*TINY, f"teacher.model={teacher}", LAYERS, "data.max_tokens=600"]
     with pytest.raises(RecipeError, match="cannot read texts of that length"):
         distill("kd-smollm2", tmp_path / "run", overrides=overrides)
+
+
+def test_the_report_draws_the_divergence_along_the_text(runs):
+    page = runs["kd-smollm2"].report.read_text()
+    assert "Along the text" in page
+    assert "KL to the teacher by token of main" in page
+    assert "Along the text" not in runs["teach-texts"].report.read_text()  # there is no teacher to be far from

@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.data.generation import read_completions
 from potstill.data.sources import DATA, DataSource
+from potstill.data.spans import SpanCollator
 from potstill.data.texts import PACK, TextCollator, TextDataset, read_pack
 from potstill.data.token_sets import load_tokenizer
 from potstill.data.two_tokenizers import TwoTokenizerCollator
@@ -32,6 +33,7 @@ def build_texts(
     completions: str | None = None,
     pack: str | None = None,
     written: int = 32,
+    spans: bool = False,
     size: int | None = None,
     teacher_model: str | None = None,
     seed: int = 0,
@@ -54,6 +56,7 @@ def build_texts(
         completions: File that ``potstill generate`` wrote: its texts are learnt in place of the pack's.
         pack: Folder of other texts, as ``tools/build_text_pack.py`` writes them; null = those shipped.
         written: Held-out prompts whose text is written out when a model is measured.
+        spans: Also give ``span_ids``: which tokens form a phrase, for "span_correlation".
         size: Number of training samples; null = all.
         teacher_model: Filled in by the run.
 
@@ -98,7 +101,7 @@ def build_texts(
         warnings.warn(f"{train.empty} of {train.all_samples} training texts are empty and left out", stacklevel=2)
     return DataSource(
         make=make,
-        collator=collator,
+        collator=SpanCollator(collator, words) if spans else collator,
         processor=words,
         model_fields=_fields(own),
         teacher_fields=_fields(other),

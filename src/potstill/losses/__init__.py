@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from potstill.losses.ensemble_targets import ensemble_soft_target, meal_v2_similarity_loss
     from potstill.losses.feature_direction import kdpp_loss, nd_loss
     from potstill.losses.forward_kl import kd_kl
+    from potstill.losses.fused import LazyLogits, Term, fused_loss, fused_terms, token_log_probs
     from potstill.losses.hints import hint_mse
     from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from potstill.losses.response_correction import Correction, scrg_select
     from potstill.losses.reversed_kl import reverse_kl
     from potstill.losses.sinkhorn_distance import sinkhorn_kd_loss, sinkhorn_kd_token_loss
+    from potstill.losses.skewed_kl import skew_kl, skew_reverse_kl
     from potstill.losses.span_interaction import span_correlation_loss, span_pairs
     from potstill.losses.spatial_attention import attention_transfer
     from potstill.losses.squeezed_heads import squeezing_heads
@@ -85,11 +87,13 @@ __all__ = [
     "GatedTokens",
     "LELPBasis",
     "LELPStatistics",
+    "LazyLogits",
     "MIAlphaLoss",
     "MinillmReturns",
     "OutputDiscriminator",
     "QuantileNet",
     "SpecialToken",
+    "Term",
     "TopK",
     "align_chunks",
     "alm_latents_loss",
@@ -115,6 +119,8 @@ __all__ = [
     "ensemble_soft_target",
     "feature_map_to_tokens",
     "fit_lelp",
+    "fused_loss",
+    "fused_terms",
     "generalized_jsd",
     "head_mean",
     "hint_mse",
@@ -144,12 +150,15 @@ __all__ = [
     "sinkhorn_kd_loss",
     "sinkhorn_kd_token_loss",
     "sinkhorn_knopp",
+    "skew_kl",
+    "skew_reverse_kl",
     "span_correlation_loss",
     "span_pairs",
     "squeezing_heads",
     "swapped_prediction_loss",
     "teacher_mixed_probs",
     "token_bytes",
+    "token_log_probs",
     "token_relation_loss",
     "trg_global_loss",
     "trg_inner_loss",
@@ -174,11 +183,13 @@ _HOMES = {
     "GatedTokens": "clipped_divergence",
     "LELPBasis": "pseudo_class_basis",
     "LELPStatistics": "pseudo_class_basis",
+    "LazyLogits": "fused",
     "MIAlphaLoss": "mutual_information",
     "MinillmReturns": "minillm",
     "OutputDiscriminator": "output_discriminator",
     "QuantileNet": "quantile_network",
     "SpecialToken": "token_chunks",
+    "Term": "fused",
     "TopK": "_top_k",
     "align_chunks": "token_chunks",
     "alm_latents_loss": "chunk_latents",
@@ -204,6 +215,8 @@ _HOMES = {
     "ensemble_soft_target": "ensemble_targets",
     "feature_map_to_tokens": "token_sampling",
     "fit_lelp": "pseudo_class_basis",
+    "fused_loss": "fused",
+    "fused_terms": "fused",
     "generalized_jsd": "jensen_shannon",
     "head_mean": "averaged_heads",
     "hint_mse": "hints",
@@ -233,17 +246,20 @@ _HOMES = {
     "sinkhorn_kd_loss": "sinkhorn_distance",
     "sinkhorn_kd_token_loss": "sinkhorn_distance",
     "sinkhorn_knopp": "balanced_assignment",
+    "skew_kl": "skewed_kl",
+    "skew_reverse_kl": "skewed_kl",
     "span_correlation_loss": "span_interaction",
     "span_pairs": "span_interaction",
     "squeezing_heads": "squeezed_heads",
     "swapped_prediction_loss": "swapped_prediction",
     "teacher_mixed_probs": "minillm",
+    "token_bytes": "vocabulary_bytes",
+    "token_log_probs": "fused",
     "token_relation_loss": "token_relations",
     "trg_global_loss": "token_graph",
     "trg_inner_loss": "token_graph",
     "trg_local_loss": "token_graph",
     "trg_temperature": "token_sampling",
-    "token_bytes": "vocabulary_bytes",
     "tv_distance": "total_variation",
     "vlm_align_loss": "open_vocabulary",
     "vlm_cls_loss": "open_vocabulary",

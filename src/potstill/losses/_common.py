@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,22 @@ Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 CHUNK = 2**22
 """Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+def by_rows(loss: Loss) -> Loss:
+    """Say of a loss that its value at a position depends on that position alone: a decorator.
+
+    Such a loss can be computed some rows at a time, by ``potstill.losses.fused``. It takes the student's logits
+    ``[R, V]``, then whatever it compares them with, a row for each, and ``reduction="none"``.
+    """
+    loss.is_by_rows = True
+    return loss
+
+
+def is_by_rows(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss is under ``by_rows``."""
+    return getattr(loss, "is_by_rows", False)
 
 
 def check_choice(value: str, choices: tuple[str, ...], where: str, name: str) -> None:
@@ -109,8 +125,17 @@ def logit_rows(
     return *full_pair(student[mask], teacher[mask], where), None
 
 
+SHARE_CLASSES = "If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised."
+CUT_CLASSES = "If the first n classes are the same in both, cut both logits to them."
+
+
 def checked_logits(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    shared_vocab: int | None,
+    where: str,
+    hint: str = SHARE_CLASSES,
 ) -> tuple[Tensor, Tensor]:
     """Refuse logits ``(..., V)`` or a mask ``(...)`` that do not fit; return the logits as they are, cut if asked."""
     if student.ndim == 0 or teacher.ndim == 0:
@@ -136,7 +161,7 @@ def checked_logits(
         raise ShapeError(
             f"vocabularies differ: student has {V_s} classes, teacher {V_t}",
             where=where,
-            hint="If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised.",
+            hint=hint,
         )
     elif V_s == 0:
         raise ShapeError("logits have no class", where=where, expected="V >= 1", got=list(student.shape))

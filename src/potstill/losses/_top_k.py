@@ -133,19 +133,22 @@ def check_cached(loss: str, mode: str, targets: TopK | None = None, *, temperatu
         )
 
 
-def student_log_probs(student: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:
+def student_log_probs(student: Any, ids: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
     """Return the log-probabilities of some classes: all that a loss on kept classes asks of the student.
 
     Args:
-        student: Logits ``(..., V)``; or what has ``log_probs_at(ids, temperature)`` and need not make them.
+        student: Logits ``(..., V)``, or ``LazyLogits``, which are never formed.
         ids: The classes, ``(..., k)``.
         temperature: T; the logits are divided by it.
+        mask: True at positions that count, ``(...)``; lazy logits are not computed elsewhere.
 
     Returns:
         Nats, ``(..., k)``, float32 or better.
     """
     if not isinstance(student, Tensor):
-        return student.log_probs_at(ids, temperature)
+        from potstill.losses.fused import token_log_probs
+
+        return token_log_probs(student, ids, temperature=temperature, mask=mask).log_probs
     dtype = torch.promote_types(student.dtype, torch.float32)
     logits = student.to(dtype) if temperature == 1 else student.to(dtype) / temperature
     return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)

@@ -11,6 +11,7 @@ from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
     blank,
+    by_rows,
     check_choice,
     check_positive,
     kl_rows,
@@ -19,6 +20,7 @@ from potstill.losses._common import (
 )
 
 
+@by_rows
 def dkd(
     student: Tensor,
     teacher: Tensor,

@@ -7,6 +7,7 @@ from torch import Tensor
 from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
+    by_rows,
     check_choice,
     check_positive,
     kl_rows,
@@ -16,6 +17,7 @@ from potstill.losses._common import (
 )
 
 
+@by_rows
 def kd_kl(
     student: Tensor,
     teacher: Tensor,

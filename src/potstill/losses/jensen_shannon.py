@@ -10,6 +10,7 @@ from torch import Tensor
 from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
+    by_rows,
     check_choice,
     check_positive,
     check_unit,
@@ -23,6 +24,7 @@ from potstill.losses._common import (
 _LOG_ZERO = -1e30
 
 
+@by_rows
 def generalized_jsd(
     student: Tensor,
     teacher: Tensor,

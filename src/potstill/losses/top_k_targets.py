@@ -13,6 +13,8 @@ from potstill.errors import InputError, ShapeError
 from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
+    blank,
+    by_rows,
     check_choice,
     check_mask,
     check_unit,
@@ -24,6 +26,7 @@ from potstill.losses._top_k import TopK, check_cached, student_log_probs
 _LOG_ZERO = -1e30  # the sum of two logs that are both -inf would have a NaN gradient
 
 
+@by_rows
 def cached_loss(
     student: Any,
     targets: TopK,
@@ -49,8 +52,7 @@ def cached_loss(
       draws, those of the full forward KL; the value of one position may be below 0.
 
     Args:
-        student: Logits ``(..., V)``; or an object of which ``token_log_probs`` of the fused losses tells the
-            log-probabilities of given ids.
+        student: Logits ``(..., V)``; or ``LazyLogits`` of ``potstill.losses.fused``, which are never formed.
         targets: The kept classes, ``TopK``; no gradient flows into them.
         loss: "kd_kl", "reverse_kl", "generalized_jsd" or "tv_distance".
         mode: "tail", "renormalised" or "sampled"; None = as ``targets.mode`` says.
@@ -90,13 +92,14 @@ def cached_loss(
     check_cached(loss, mode, targets, temperature=temperature)
     student = _same_classes(student, targets, shared_vocab)
     check_mask(mask, targets.shape[:-1], "cached_loss", "the leading shape")
-    if mask is not None and reduction != "none":
+    is_formed = isinstance(student, Tensor)
+    if mask is not None and is_formed and reduction != "none":
         student, targets, mask = student[mask], targets[mask], None
     elif mask is not None:
         targets = _blank(targets, mask)
-        student = student.masked_fill(~mask.unsqueeze(-1), 0) if isinstance(student, Tensor) else student
+        student = blank(student, mask) if is_formed else student
     ids, log_p = targets.ids.detach().long(), targets.log_probs.detach()
-    log_q = student_log_probs(student, ids, temperature)
+    log_q = student_log_probs(student, ids, temperature, mask)
     log_p = log_p.to(torch.promote_types(torch.promote_types(log_p.dtype, torch.float32), log_q.dtype))
     if mode == "sampled":
         rows = _expected(log_p, log_q, targets.counts)
@@ -132,7 +135,9 @@ def _same_classes(student: Any, targets: TopK, shared_vocab: int | None) -> Any:
             where=where,
             hint="If the first n classes are the same in both, build the cache with shared_vocab: n.",
         )
-    return student if student.shape[-1] == V else student[..., :V]
+    if student.shape[-1] == V:
+        return student
+    return student[..., :V] if isinstance(student, Tensor) else replace(student, vocab=V)
 
 
 def _blank(targets: TopK, mask: Tensor) -> TopK:

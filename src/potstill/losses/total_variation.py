@@ -7,6 +7,7 @@ from torch import Tensor
 from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
+    by_rows,
     check_choice,
     check_positive,
     log_probs,
@@ -15,6 +16,7 @@ from potstill.losses._common import (
 )
 
 
+@by_rows
 def tv_distance(
     student: Tensor,
     teacher: Tensor,

@@ -13,6 +13,7 @@ from torch import nn
 
 from potstill.align.masks import token_mask
 from potstill.errors import RecipeError
+from potstill.losses.fused import Term
 from potstill.registry import Registry
 from potstill.taps import Signal, Tap
 
@@ -127,12 +128,15 @@ class Objective:
         crosses_tokenizers: True if teacher and student may have read the text in different tokens. It is then told of
             both tokenizers by ``read_tokenizers``.
         reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
+        takes_lazy: True if the output it reads, of student and teacher, may come as ``LazyLogits``; it then says by
+            ``lazy_term`` what is to be computed on it.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
 
     role: Role = "prediction"
     batch_coupled = False
+    takes_lazy = False
     student_outputs: tuple[str, ...] = ()
     teacher_outputs: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
@@ -199,6 +203,14 @@ class Objective:
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Return the sum of the loss over the units that count: a scalar, fp32 or better, in nats where it can be."""
         raise NotImplementedError(f"{type(self).__name__} must compute its loss")
+
+    def notes(self, part: nn.Module | None) -> dict[str, float]:
+        """Return what the history is to tell beside its value: numbers by name, on the first rank alone."""
+        return {}
+
+    def lazy_term(self, seen: Seen) -> Term:
+        """Return what ``total`` computes as a term on the student's ``LazyLogits``, which ``takes_lazy`` promises."""
+        raise NotImplementedError(f"{type(self).__name__} reads whole logits")
 
     def describe(self) -> dict[str, Any]:
         """Return the plan's row about this objective."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from potstill.errors import RecipeError
 from potstill.losses import TopK, cached_loss
+from potstill.losses.fused import LazyLogits, Term, fused_terms, is_by_rows
 from potstill.objectives.base import (
     IGNORE_INDEX,
     OBJECTIVES,
@@ -21,6 +22,7 @@ from potstill.objectives.base import (
     Seen,
     Where,
     check_output,
+    is_tap,
     outputs_and_taps,
     read_output,
     refuse_unknown_classes,
@@ -79,6 +81,7 @@ class OutputObjective(Objective):
             raise RecipeError(f'the loss "{self.loss_name}" needs "labels"', where=name)
         # A loss without "sum" couples the rows of a batch (DIST, CKA): its mean stands for the whole micro-batch.
         self.batch_coupled = "reduction" not in accepted
+        self.takes_lazy = is_by_rows(loss) and not is_tap(on) and not is_tap(self.teacher_on)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Count the positions that have a target."""
@@ -87,6 +90,8 @@ class OutputObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the loss over the positions that count."""
         student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
+        if isinstance(student, LazyLogits):
+            return fused_terms(student, [self.lazy_term(seen)])[0]
         batch = self._shifted(seen.batch)
         loss = self.loss
         if isinstance(teacher, TopK):
@@ -98,6 +103,17 @@ class OutputObjective(Objective):
         if self.batch_coupled:
             return self.loss(student, teacher, *target, mask=mask, **self.options) * self.where.count(batch)
         return loss(student, teacher, *target, mask=mask, reduction="sum", **self.options)
+
+    def lazy_term(self, seen: Seen) -> Term:
+        """Return the loss as a term on all positions; under ``shift`` the last one has no label and does not count."""
+        student, batch = read_output(seen.student, self.on), self._shifted(seen.batch)
+        mask = self.where.mask_of(batch)
+        target = [batch[self.where.labels]] if self._takes_target else []
+        if self.shift:
+            counts = torch.ones(student.hidden[:, :-1].shape[:-1], dtype=torch.bool, device=student.device)
+            mask = _one_longer(counts if mask is None else mask, False)
+            target = [_one_longer(t, IGNORE_INDEX) for t in target]
+        return Term(self.loss, (read_output(seen.teacher, self.teacher_on), *target), self.options, mask=mask)
 
     def _shifted(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self.shift:
@@ -125,6 +141,7 @@ class LabelObjective(Objective):
         self.on, self.labels, self.shift, self.label_smoothing = on, labels, shift, label_smoothing
         check_output(on, f"{name}.on")
         self.student_outputs, self.student_taps = outputs_and_taps(on)
+        self.takes_lazy = not is_tap(on)
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Count the labels that are not -100."""
@@ -133,16 +150,11 @@ class LabelObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum the cross-entropy in nats."""
         logits = read_output(seen.student, self.on)
+        if isinstance(logits, LazyLogits):
+            return fused_terms(logits, [self.lazy_term(seen)])[0]
         logits = logits[:, :-1] if self.shift else logits
         targets = self._targets(seen.batch)
-        if logits.shape[:-1] != targets.shape:
-            raise RecipeError(
-                f'output "{self.on}" and labels "{self.labels}" do not fit',
-                where=self.name,
-                expected=f"labels of shape {tuple(logits.shape[:-1])}",
-                got=tuple(targets.shape),
-            )
-        refuse_unknown_classes(targets, logits.shape[-1], self.name)
+        self._check(targets, logits.shape)
         return F.cross_entropy(
             logits.flatten(0, -2).float(),
             targets.flatten(),
@@ -151,10 +163,32 @@ class LabelObjective(Objective):
             label_smoothing=self.label_smoothing,
         )
 
+    def lazy_term(self, seen: Seen) -> Term:
+        """Return the cross-entropy as a term on all positions; under ``shift`` the last one has no label."""
+        logits, targets = read_output(seen.student, self.on), self._targets(seen.batch)
+        targets = _one_longer(targets, IGNORE_INDEX) if self.shift else targets
+        self._check(targets, logits.shape)
+        return Term(F.cross_entropy, (targets,), {"label_smoothing": self.label_smoothing})
+
+    def _check(self, targets: torch.Tensor, shape: torch.Size) -> None:
+        if shape[:-1] != targets.shape:
+            raise RecipeError(
+                f'output "{self.on}" and labels "{self.labels}" do not fit',
+                where=self.name,
+                expected=f"labels of shape {tuple(shape[:-1])}",
+                got=tuple(targets.shape),
+            )
+        refuse_unknown_classes(targets, shape[-1], self.name)
+
     def _targets(self, batch: Mapping[str, Any]) -> torch.Tensor:
         if self.labels not in batch:
             raise RecipeError(f'the batch has no "{self.labels}"', where=self.name)
         return batch[self.labels][:, 1:] if self.shift else batch[self.labels]
+
+
+def _one_longer(rows: torch.Tensor, value: float) -> torch.Tensor:
+    """Append a position to every row of ``[B, T]``."""
+    return F.pad(rows, (0, 1), value=value)
 
 
 @OBJECTIVES.register("model_loss")

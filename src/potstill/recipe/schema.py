@@ -15,6 +15,8 @@ from potstill.recipe.check import check
 
 TEACHER = "teacher"
 STUDENT = "student"
+GIVEN = "given in Python"
+"""What a recipe names as model or data source that was passed as an object."""
 
 
 class Section(BaseModel):
@@ -145,6 +147,7 @@ class RolloutSection(Section):
     alpha: float = Field(0.0, ge=0, le=1, description="Share of the teacher in what is drawn from (MiniLLM: 0.2).")
     buffer: int = Field(0, ge=0, description="Rows that are kept to be used again, on each process.")
     reuse: float = Field(0.0, ge=0, le=1, description="Chance that rows come from the buffer once it has enough.")
+    corrections: int = Field(0, ge=0, le=100, description="Worst tokens of each text that the teacher replaces (SCRG).")
 
 
 class PolicySection(OpenSection):
@@ -181,6 +184,13 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    logits_budget_mb: int | None = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="If the logits of a micro-batch take more, they are computed some rows at a time within that many "
+        "MiB, by the losses that allow it; 0 = never, null = always.",
+    )
     survey_samples: int = Field(
         4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."
     )

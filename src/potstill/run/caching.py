@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.align.masks import token_mask
 from potstill.data.sources import DataSource, fetch
-from potstill.errors import InputError, PotstillError, RecipeError, suggest
+from potstill.errors import InputError, RecipeError, suggest
 from potstill.evaluate.batches import to_device
 from potstill.losses import TopK
 from potstill.losses._top_k import CACHED_LOSSES, check_cached
@@ -26,6 +26,7 @@ from potstill.recipe.schema import STUDENT, TeacherSection
 from potstill.run.build import build_modules, build_source, build_student, build_teacher
 from potstill.run.check import check_fit, check_names
 from potstill.run.objectives import build_objectives
+from potstill.taps import Signal
 from potstill.teachers import LiveTeacher, fingerprint
 from potstill.teachers.cache import CachedTeacher, CacheReader, CacheWriter, Field
 from potstill.teachers.cache.codecs import encode
@@ -260,9 +261,10 @@ def _check_classes(objective: Objective, teacher: CachedTeacher, field: Field, w
     targets = TopK(empty, empty, dict.fromkeys(field.temperatures, empty), field.vocab, counts)
     try:
         check_cached(objective.loss_name, teacher.mode, targets, **objective.options)
-    except PotstillError as error:
-        error.where = f"{where}.loss" if objective.loss_name not in CACHED_LOSSES else where
-        raise
+    except InputError as error:
+        place = f"{where}.loss" if objective.loss_name not in CACHED_LOSSES else where
+        told = {"expected": error.expected, "got": error.got, "hint": error.hint}
+        raise RecipeError(error.message, where=place, **told) from None
     if objective.options.get("shared_vocab", field.vocab) != field.vocab:
         raise RecipeError(
             "the cache was built with another vocabulary",
@@ -313,7 +315,9 @@ def _ask(recipe: Recipe, source: DataSource, name: str, model: nn.Module, fields
                 raise RecipeError("looks at the weights of its teacher, which a cache does not hold", where=where)
     if fields is not None:
         chosen = list(dict.fromkeys(fields))
-        outputs, taps = [n for n in chosen if not is_tap(n)], [n for n in chosen if is_tap(n)]
+        inside = {path for path, _ in model.named_modules()}
+        taps = [n for n in chosen if is_tap(n) or n in inside]
+        outputs = [n for n in chosen if n not in taps]
     if not outputs and not taps:
         raise RecipeError(
             "no objective reads anything of this teacher",
@@ -334,7 +338,7 @@ def _fields(
     signal = asked.teacher.signal(batch)
     found = []
     for name in asked.names:
-        value = signal.tapped[name] if is_tap(name) else signal.outputs[name]
+        value = _shown(signal, name)
         if not isinstance(value, torch.Tensor) or value.ndim < 2 or len(value) != rows:
             raise InputError(
                 "has no row for each sample",
@@ -343,7 +347,8 @@ def _fields(
                 got=list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__,
                 hint="Only what the teacher shows of each sample by itself can be kept; run this teacher live.",
             )
-        field = _field(name, value, asked.readers[name], batch, form)
+        is_output = name in asked.teacher.outputs
+        field = _field(name, value, asked.readers[name], batch, form, is_output=is_output)
         generator = torch.Generator(device).manual_seed(form.seed)
         encoded = encode(field, value, field.kept(batch), generator)
         size = sum(array.nbytes for row in encoded for array in row.values()) / rows
@@ -352,8 +357,18 @@ def _fields(
     return found
 
 
+def _shown(signal: Signal, name: str) -> Any:
+    return signal.tapped[name] if name in signal.tapped else signal.outputs[name]
+
+
 def _field(
-    name: str, value: torch.Tensor, readers: Sequence[Objective], batch: Mapping[str, Any], form: CacheForm
+    name: str,
+    value: torch.Tensor,
+    readers: Sequence[Objective],
+    batch: Mapping[str, Any],
+    form: CacheForm,
+    *,
+    is_output: bool,
 ) -> Field:
     mask, shift = _positions(name, value, readers, batch)
     shape = shape_of(name, value, None if mask is None else token_mask(batch, mask))
@@ -365,7 +380,7 @@ def _field(
     if not of_classes or form.k == 0:
         is_map = Field(kind="whole", codec="fp16", **common).is_map
         codec = "fp16" if is_map else "fp32" if of_classes or form.k == 0 else form.states
-        if not is_tap(name) and value.shape[-1] <= form.k:
+        if is_output and value.shape[-1] <= form.k:
             codec = "fp32"  # the logits of a few classes, or as small: not worth rounding
         return Field(kind="whole", codec=codec, **common)
     cuts = {o.options.get("shared_vocab") for o in outputs}
@@ -427,7 +442,7 @@ def _write(
                 signal = teacher.signal(batch)
                 made, counts = [], []
                 for i, field in enumerate(writer.fields):
-                    value = signal.tapped[field.name] if is_tap(field.name) else signal.outputs[field.name]
+                    value = _shown(signal, field.name)
                     kept = field.kept(batch) if field.is_ragged else None
                     # By the samples alone: a build that goes on draws what one without a break would have.
                     generator = torch.Generator(device).manual_seed(_seed(form.seed, start, i))

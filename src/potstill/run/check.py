@@ -62,7 +62,7 @@ def check_names(recipe: Recipe) -> None:
         _check_teachers(section, recipe, f"objectives[{i}]")
     if recipe.selection is not None:
         policy = SELECTIONS.get(recipe.selection.name, "selection.name")
-        known = set(inspect.signature(policy).parameters) - {"seed"}
+        known = set(inspect.signature(policy).parameters) - {"seed", "domains"}  # the run's
         _check_options(recipe.selection.options, known, "selection")
     if recipe.policy is not None:
         policy = POLICIES.get(recipe.policy.name, "policy.name")

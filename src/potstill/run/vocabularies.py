@@ -17,7 +17,7 @@ from potstill.errors import RecipeError, ShapeError
 from potstill.evaluate.batches import tokenizer_of
 from potstill.objectives import Objective
 from potstill.recipe import Recipe
-from potstill.recipe.schema import STUDENT, ObjectiveSection, TeacherSection
+from potstill.recipe.schema import GIVEN, STUDENT, ObjectiveSection, TeacherSection
 
 
 def check_reading(
@@ -35,7 +35,7 @@ def check_reading(
     """
     own, given = _tokenizers(source)
     for name, (where, section) in sections.items():
-        if given is not None and section.model != STUDENT:
+        if given is not None and section.model not in (STUDENT, GIVEN):
             _check_reading(teachers[name], given, where, is_second=given is not own)
 
 
@@ -109,7 +109,7 @@ def _check_reading(teacher: nn.Module, given: Any, where: str, *, is_second: boo
 
 def _check_rows(section: ObjectiveSection, student: nn.Module, teacher: nn.Module, tokenizer: Any, where: str) -> None:
     """Refuse output layers of different size that are compared whole: 151,936 rows and 152,064 of one tokenizer."""
-    loss = getattr(losses, section.loss, None)
+    loss = getattr(losses, section.loss) if section.loss in losses.__all__ else None
     if loss is None or section.on != "logits" or "shared_vocab" not in inspect.signature(loss).parameters:
         return
     rows_s, rows_t = _rows(student), _rows(teacher)

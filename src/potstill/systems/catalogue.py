@@ -263,4 +263,25 @@ CATALOGUE: tuple[System, ...] = (
         "benchmarks/results/leaderboard.csv",
         needs=("logits", "labels", "views"),
     ),
+    System(
+        "dac-kl",
+        "pipeline",
+        "Multi-Granularity Semantic Revision for Large Language Model Distillation, arXiv 2407.10068",
+        _names("losses", "dac_kl_loss", "dac_kl_tokens", "QuantileNet", "span_correlation_loss", "scrg_select")
+        + _names("objectives", "DacKLObjective", "SpanCorrelationObjective")
+        + _names("data.generation", "scrg_regenerate", "CorrectingSampler"),
+        "dac-kl-smollm2",
+        needs=("logits", "labels", "generation"),
+    ),
+    System(
+        "ddk",
+        "policy",
+        "DDK: Distilling Domain Knowledge for Efficient Large Language Models, arXiv 2407.16154",
+        _names("policies", "DomainMixturePolicy", "init_domain_weights", "update_domain_weights")
+        + _names("data.selection", "DDKSelection")
+        + _names("losses", "ddk_loss", "ddk_terms")
+        + _names("objectives", "DDKObjective"),
+        "ddk-smollm2",
+        needs=("logits", "labels", "pool"),
+    ),
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -25,12 +26,24 @@ def lookup(outputs: Any, path: str) -> torch.Tensor:
     return value
 
 
+class RestingHead(Protocol):
+    """An output head that may be left out of a pass; ``potstill.models.output_head`` has it."""
+
+    output: str
+
+    def resting(self) -> AbstractContextManager[list[torch.Tensor]]:
+        """Let the model run without it, and catch what goes into it."""
+
+    def logits(self, caught: list[torch.Tensor]) -> Any:
+        """Return what stands for the logits."""
+
+
 @dataclass
 class Signal:
     """Outputs and tapped tensors of one forward pass over one batch.
 
     Attributes:
-        outputs: Dotted output name -> tensor.
+        outputs: Dotted output name -> tensor; where an output head was left out, ``LazyLogits`` in its place.
         tapped: Tap -> tensor: hidden states, usually ``[B, T, D]``.
         notes: What an objective's ``around`` had to say of the pass.
     """
@@ -47,14 +60,24 @@ class Signal:
 
 
 def observe(
-    model: nn.Module, inputs: Mapping[str, Any], taps: Taps, outputs: Iterable[str], tapped: Iterable[str]
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    taps: Taps,
+    outputs: Iterable[str],
+    tapped: Iterable[str],
+    head: RestingHead | None = None,
 ) -> Signal:
-    """Run ``model(**inputs)`` once and return the named outputs and what the named taps saw."""
+    """Run ``model(**inputs)`` once and return the named outputs and what the named taps saw.
+
+    ``head`` is left out: its output is not computed, and what stands for it can compute it some rows at a time.
+    """
     taps.open(tapped)
     try:
-        result = model(**inputs)
+        with nullcontext([]) if head is None else head.resting() as caught:
+            result = model(**inputs)
         seen = taps.close()
     except BaseException:
         taps.discard()
         raise
-    return Signal({name: lookup(result, name) for name in outputs}, seen)
+    lazy = {} if head is None else {head.output: head}
+    return Signal({n: lazy[n].logits(caught) if n in lazy else lookup(result, n) for n in outputs}, seen)

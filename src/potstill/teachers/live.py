@@ -11,6 +11,7 @@ from torch import nn
 
 from potstill.errors import InputError
 from potstill.taps import Signal, Taps, observe
+from potstill.taps.signal import RestingHead
 
 
 class LiveTeacher:
@@ -38,6 +39,7 @@ class LiveTeacher:
 
         self.model = model.requires_grad_(False).eval()
         self.outputs = list(outputs)
+        self.head: RestingHead | None = None  # an output head that is left out of every pass
         self._taps = Taps(model, taps, where="teacher taps")
         self.pick = model_inputs(model, inputs, own="teacher_")
 
@@ -63,7 +65,8 @@ class LiveTeacher:
         # eval() walks all modules and sets each, every step; looking is enough, and somebody may have called train().
         if any(module.training for module in self.model.modules()):
             self.model.eval()
-        return observe(self.model, self.pick(batch), self._taps, self.outputs, self.taps if taps is None else taps)
+        wanted = self.taps if taps is None else taps
+        return observe(self.model, self.pick(batch), self._taps, self.outputs, wanted, self.head)
 
     def refuse_sharing(self, student: nn.Module) -> None:
         """Raise if teacher and student share a parameter: freezing one would freeze the other."""

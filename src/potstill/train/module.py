@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
+from potstill.losses.fused import BUDGET, LazyLogits, Term, fused_terms
 from potstill.objectives import Objective, Seen
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
+from potstill.taps.signal import RestingHead
 from potstill.train.auto_weight import AutoWeights
 from potstill.train.grad_mag import GradMag
 
@@ -75,6 +77,8 @@ class DistillModule(nn.Module):
         self.progress = 0.0  # share of the training that is done; whoever trains sets both before a step
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
+        self.head: RestingHead | None = None  # the student's output head, if it is left out of every pass
+        self.logits_budget = BUDGET  # bytes that its logits may take at a time
         self.balance = GradMag(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
@@ -132,7 +136,7 @@ class DistillModule(nn.Module):
         with ExitStack() as around:
             contexts = dict.fromkeys(o.around for o in chosen if o.around is not None)
             notes = {context: around.enter_context(context(self.student)) for context in contexts}
-            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps)
+            signal = observe(self.student, self.pick(batch), self._taps, outputs, taps, self.head)
         signal.notes = notes
         return signal
 
@@ -278,20 +282,30 @@ class DistillModule(nn.Module):
         student = self.observe(batch, [*playing, *resting])
         signals = _by_name(signal)
         output = DistillOutput(self._anchor(playing, resting, student))
+        terms: dict[str, Term] = {}
         for objective, weight in active:
             seen = self._seen(batch, student, signals, objective)
+            is_lazy = objective.takes_lazy and isinstance(student.outputs.get(objective.on), LazyLogits)
             with _placed_at(objective):
-                total = objective.total(seen, self.part_of(objective))
+                total = objective.lazy_term(seen) if is_lazy else objective.total(seen, self.part_of(objective))
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
-            output.totals[objective.name], output.counts[objective.name] = total.detach(), here
-            for factor in (self.alphas.of(objective), self.balance.of(objective)):
-                if factor is not None:
-                    weight = weight * factor.to(total.dtype)
+            output.counts[objective.name] = here
+            for own in (self.alphas.of(objective), self.balance.of(objective)):
+                weight = weight if own is None else weight * own
+            if is_lazy:
+                terms[objective.name] = replace(total, factor=weight / units.clamp_min(1))
+                continue
+            output.totals[objective.name] = total.detach()
             mean = total / units.clamp_min(1).to(total.dtype)
             if torch.is_grad_enabled():
                 self.balance.add(objective, mean)
             output.loss = output.loss + weight * mean
+        if terms:
+            # All terms on the head in one pass over its rows.
+            loss, totals = fused_terms(student.outputs[self.head.output], [*terms.values()], budget=self.logits_budget)
+            output.loss = output.loss + loss
+            output.totals |= dict(zip(terms, totals))
         return output
 
     def total_of(self, objective: Objective, batch: Mapping[str, Any], signal: Signals) -> torch.Tensor:
@@ -328,8 +342,16 @@ class DistillModule(nn.Module):
             for value in [student.tapped[t] for t in objective.student_taps] + [
                 student.outputs[n] for n in objective.student_outputs
             ]:
-                zero = zero + 0.0 * value.sum(dtype=torch.float32)
+                for tensor in _tensors_of(value):
+                    zero = zero + 0.0 * tensor.sum(dtype=torch.float32)
         return zero
+
+
+def _tensors_of(value: torch.Tensor | LazyLogits) -> list[torch.Tensor]:
+    """Return what carries the graph of an output."""
+    if isinstance(value, LazyLogits):
+        return [x for x in (value.hidden, value.weight, value.bias) if x is not None]
+    return [value]
 
 
 def _by_name(signal: Signals) -> Mapping[str, Signal]:

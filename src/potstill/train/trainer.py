@@ -54,6 +54,7 @@ class DistillationTrainer(ResumableTrainer):
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
             (seed, epoch). One with ``set_epoch`` is told the epoch before it is read.
         plain_dataset: The same samples without augmentation, for surveys and for selection; None = ``train_dataset``.
+        heldout_dataset: Samples that are not trained on, for a selection that measures on them.
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
         stage: Name written into the history, where several stages share a file.
@@ -79,6 +80,7 @@ class DistillationTrainer(ResumableTrainer):
         args: DistillationArguments,
         train_dataset: Any,
         plain_dataset: Any = None,
+        heldout_dataset: Any = None,
         data_collator: Any = None,
         history: Path | str | None = None,
         stage: str | None = None,
@@ -103,6 +105,7 @@ class DistillationTrainer(ResumableTrainer):
             )
         self.policy, self.selector, self.rollouts = policy, None, None
         self.plain_dataset = train_dataset if plain_dataset is None else plain_dataset
+        self.heldout_dataset = heldout_dataset
         self._check_arms(module)
         for one in self.teachers.values():
             one.refuse_sharing(module.student)
@@ -497,6 +500,9 @@ class DistillationTrainer(ResumableTrainer):
                 name: {"value": total / max(count, 1.0), "weight": weights[name]}
                 for name, (total, count) in self._of_all_ranks(self._window).items()
             }
+            for objective in self.model.objectives:
+                if objective.name in terms and (notes := objective.notes(self.model.part_of(objective))):
+                    terms[objective.name]["notes"] = notes
             self._window = {}
             # The Trainer (5.23) forgets on resuming what it has not logged, and counts skipped steps.
             loss, steps = self._loss_of_all_ranks(), self._loss[1]

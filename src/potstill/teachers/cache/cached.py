@@ -10,7 +10,6 @@ from torch import nn
 
 from potstill.errors import InputError
 from potstill.losses import TopK
-from potstill.objectives.base import is_tap
 from potstill.taps import Signal
 from potstill.teachers.cache.batches import key_of
 from potstill.teachers.cache.fields import Field
@@ -113,8 +112,3 @@ class CachedTeacher:
 
     def close(self) -> None:
         """Do nothing: there is no tap to remove."""
-
-
-def plain_name(name: str) -> str:
-    """Return an output or tap for a message."""
-    return f'tap "{name}"' if is_tap(name) else f'output "{name}"'

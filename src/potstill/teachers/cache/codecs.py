@@ -106,9 +106,8 @@ def place(field: Field, found: Mapping[str, Tensor], kept: Tensor | None, rows: 
 
     NaN, so that whoever reads what is not there finds out.
     """
-    lead = field.shape if field.vector == 1 and field.shape[-1] == -1 else field.shape[:-1]
     if not field.is_ragged:
-        return {name: x.reshape(rows, *lead, *x.shape[1:]) for name, x in found.items()}
+        return {name: x.reshape(rows, *field.shape[:-1], *x.shape[1:]) for name, x in found.items()}
     T = kept.shape[1]
     out = {}
     if not field.is_map:
@@ -128,7 +127,7 @@ def place(field: Field, found: Mapping[str, Tensor], kept: Tensor | None, rows: 
         start += H * n * m
         keys = kept[b] if field.shape[2] == -1 else torch.ones(K, dtype=torch.bool)
         empty[b] = empty[b].masked_fill(~kept[b][:, None], torch.nan)
-        empty[b, :, kept[b].nonzero()[:, None, 0][:, None], keys.nonzero()[:, 0][None]] = block
+        empty[b, :, kept[b].nonzero(), keys.nonzero()[:, 0]] = block  # [n, 1] and [m] name an n x m part
     return {"values": empty}
 
 

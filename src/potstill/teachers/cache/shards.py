@@ -19,6 +19,7 @@ from potstill.teachers.cache.codecs import Arrays, arrays_of, entries_of, sizes_
 from potstill.teachers.cache.fields import Field
 
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "U16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
+FACTS = "cache"
 HINT = 'Run "potstill cache verify" to list what is damaged, delete those files, and build again: only they are made.'
 
 
@@ -57,7 +58,8 @@ def write_shard(
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(save(tensors, metadata=facts))
+            # One entry: the library writes several in an order that differs from process to process.
+            file.write(save(tensors, metadata={FACTS: json.dumps(facts, sort_keys=True)}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -178,7 +180,7 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if not 0 < length <= size - 8:
             raise ValueError("cut short")
         head = json.loads(whole[8 : 8 + length].tobytes())
-        facts, tensors, end = head.pop("__metadata__"), {}, 0
+        facts, tensors, end = json.loads(head.pop("__metadata__")[FACTS]), {}, 0
         for name, row in head.items():
             start, stop = row["data_offsets"]
             if not 0 <= start <= stop <= size - 8 - length:
