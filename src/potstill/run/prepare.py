@@ -221,6 +221,12 @@ def _check_cached(recipe: Recipe, cached: Mapping[str, Any]) -> None:
             where="teacher.cache",
             hint="Leave it out, or train without a selection.",
         )
+    if recipe.rollout is not None:
+        raise RecipeError(
+            "texts that the student writes are in no cache",
+            where="teacher.cache",
+            hint="Leave it out, or train without a rollout.",
+        )
     if recipe.evaluate.teacher:
         refuse_too_large(
             weight_files(section.model, revision=section.revision, allow_pickle=section.allow_pickle),

@@ -17,7 +17,7 @@ from potstill.errors import RecipeError, ShapeError
 from potstill.evaluate.batches import tokenizer_of
 from potstill.objectives import Objective
 from potstill.recipe import Recipe
-from potstill.recipe.schema import GIVEN, STUDENT, ObjectiveSection, TeacherSection
+from potstill.recipe.schema import STUDENT, ObjectiveSection, TeacherSection
 
 
 def check_reading(
@@ -35,7 +35,7 @@ def check_reading(
     """
     own, given = _tokenizers(source)
     for name, (where, section) in sections.items():
-        if given is not None and section.model not in (STUDENT, GIVEN):
+        if given is not None and section.model != STUDENT:
             _check_reading(teachers[name], given, where, is_second=given is not own)
 
 
