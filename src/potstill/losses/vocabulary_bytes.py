@@ -36,8 +36,8 @@ def token_bytes(tokenizer: Any) -> list[bytes | SpecialToken]:
         InputError: the tokenizer has no vocabulary to look at.
 
     Source:
-        The authors' code of Minixhofer et al., arXiv 2503.20083, which makes all vocabularies bytes of one alphabet; here
-        they are bytes as such.
+        The authors' code of Minixhofer et al., arXiv 2503.20083, which writes all vocabularies in one alphabet of
+        bytes; here they are bytes as such.
 
     Example:
         >>> from tokenizers import Tokenizer, decoders, models
