@@ -1,8 +1,8 @@
 """Does a student with a vocabulary of its own learn from a teacher that reads bytes?
 
 Students of a small BPE learn the texts at equal steps from: the labels alone; ULD, which compares sorted probabilities
-position by position (Boizard et al., arXiv 2402.12030); ALM; and ALM beside the labels, and ULD beside the labels. Told
-are bits per byte of held-out texts and the KL of "this chunk, or another" to the teacher. Run from the root::
+position by position (Boizard et al., arXiv 2402.12030); ALM; and ULD or ALM beside the labels, weighed by GradMag. Told
+are bits per byte of held-out texts and the KL of "this chunk, or another" to the teacher. From the repository root::
 
     OMP_NUM_THREADS=1 python benchmarks/alm_small.py --seeds 0-2
     python benchmarks/alm_small.py --summary
@@ -90,7 +90,8 @@ def teacher_of(options: argparse.Namespace) -> str:
 
 def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe of one run."""
-    terms = {"labels": TEXT, "uld": {"loss": "uld", "weight": options.uld_weight}, "alm": {"loss": "alm"}}
+    terms = {"labels": TEXT, "uld": {"loss": "uld"}, "alm": {"loss": "alm"}}
+    balance = {"weight": "gradmag"} if "+" in system else {}
     fields = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
     fields |= {"num_key_value_heads": 2, "max_position_embeddings": 320, "tie_word_embeddings": True}
     return {
@@ -113,7 +114,7 @@ def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace)
             "written": 0,
             "domains": options.domains and options.domains.split(","),
         },
-        "objectives": [terms[name] for name in system.split("+")],
+        "objectives": [terms[name] | balance for name in system.split("+")],
         "train": {
             "steps": options.steps,
             "batch_size": options.batch_size,
@@ -163,7 +164,6 @@ def main() -> None:
     parser.add_argument("--vocabulary", default="bpe-512", help="of the student")
     parser.add_argument("--domains", help="of the texts; all if left out")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
-    parser.add_argument("--uld-weight", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-3)

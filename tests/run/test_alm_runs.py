@@ -65,6 +65,25 @@ def test_a_recipe_runs_from_end_to_end(teacher, tmp_path):
     assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_packaged_recipe_runs(teacher, tmp_path, checkpointing):
+    changes = [f"teacher.model={teacher}", "data.domains=[facts]", "data.tokenizer=bpe-300", "data.written=0"]
+    changes += [
+        "train.steps=2",
+        "train.log_every=1",
+        "train.batch_size=2",
+        "evaluate.samples=4",
+        "train.warmup_steps=0",
+    ]
+    changes += [f"train.gradient_checkpointing={str(checkpointing).lower()}"]
+    run = distill("alm-texts", tmp_path / "run", overrides=changes)
+    assert run.metrics["models"]["student"]["fidelity"]["main"]["chunks"] > 20
+    steps = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
+    weights = [term["weight"] for term in steps[-1]["terms"].values()]
+    assert sum(weights) == pytest.approx(1)
+    assert max(weights) > 0.6
+
+
 def test_a_stopped_run_with_balanced_terms_ends_as_one_that_was_not(teacher, tmp_path):
     made = recipe(teacher, {**ALM, "weight": "gradmag"}, {**TEXT, "weight": "gradmag"}, steps=3)
     straight = distill(made, tmp_path / "straight").student

@@ -44,6 +44,13 @@ def alm_latents_loss(
 
     Source:
         Minixhofer et al., arXiv 2503.20083, and the authors' code ("alm_latents").
+
+    Example:
+        >>> import torch
+        >>> teacher, chunks = torch.full((1, 2, 3), 2.0), torch.tensor([[0, 1]])
+        >>> mask = torch.ones(1, 2, dtype=torch.bool)
+        >>> round(alm_latents_loss(teacher - 1, teacher, chunks, chunks, mask, mask).item(), 4)
+        0.25
     """
     where = "alm_latents_loss"
     if student_hidden.ndim != 3 or teacher_hidden.ndim != 3 or student_hidden.shape[-1] != teacher_hidden.shape[-1]:

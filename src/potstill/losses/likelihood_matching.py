@@ -175,6 +175,13 @@ def alm_loss_from_logprobs(
 
     Source:
         As ``alm_loss``, steps behind the log-probabilities of chunks.
+
+    Example:
+        >>> import math, torch
+        >>> student, teacher = torch.tensor([math.log(0.25)]), torch.tensor([math.log(0.5)])
+        >>> loss = alm_loss_from_logprobs(student, teacher, torch.tensor([True]), temperature=1.0, eps=0.0)
+        >>> round(loss.item(), 6)
+        0.836988
     """
     where = "alm_loss_from_logprobs"
     _check_options(temperature, eps, diff, merge_threshold, reduction, where)
@@ -261,7 +268,14 @@ def chunk_logprobs(
         InputError, ShapeError: as ``alm_loss``.
 
     Source:
-        As ``alm_loss``, steps 1 to 4 of its algorithm in the authors' code.
+        As ``alm_loss``, its first four steps in the authors' code.
+
+    Example:
+        >>> import torch
+        >>> ids, chunks = torch.tensor([[0, 1, 2]]), torch.tensor([[-1, 0, 0]])
+        >>> logp, valid, _ = chunk_logprobs(torch.zeros(1, 3, 4), ids, chunks, torch.tensor([[False, True, True]]))
+        >>> [round(x, 4) for x in logp[0].tolist()], valid.tolist()
+        ([-2.7726], [[True]])
     """
     chunks, C = chunk_ids(chunks, ids, "alm_loss", side)
     C = C if C is not None else num_chunks

@@ -34,6 +34,17 @@ def token_bytes(tokenizer: Any) -> list[bytes | SpecialToken]:
 
     Raises:
         InputError: the tokenizer has no vocabulary to look at.
+
+    Source:
+        The authors' code of Minixhofer et al., arXiv 2503.20083, which writes all vocabularies in one alphabet of
+        bytes; here they are bytes as such.
+
+    Example:
+        >>> from tokenizers import Tokenizer, decoders, models
+        >>> tokenizer = Tokenizer(models.BPE({"a": 0, "\u0120a": 1}, []))
+        >>> tokenizer.decoder = decoders.ByteLevel()
+        >>> token_bytes(tokenizer)
+        [b'a', b' a']
     """
     if not callable(getattr(tokenizer, "get_vocab", None)):
         raise InputError("the tokenizer shows no vocabulary", where="token_bytes", got=type(tokenizer).__name__)
@@ -66,6 +77,16 @@ def boundary_mask(tokenizer: Any) -> Tensor:
 
     Raises:
         InputError: the tokenizer shows no vocabulary.
+
+    Source:
+        As ``token_bytes``; the authors' code calls it the space mask.
+
+    Example:
+        >>> from tokenizers import Tokenizer, decoders, models
+        >>> tokenizer = Tokenizer(models.BPE({"a": 0, "\u0120a": 1}, []))
+        >>> tokenizer.decoder = decoders.ByteLevel()
+        >>> boundary_mask(tokenizer)
+        tensor([False,  True])
     """
     vocabulary = set(tokenizer.get_vocab().values()) if callable(getattr(tokenizer, "get_vocab", None)) else set()
     rows = token_bytes(tokenizer)
