@@ -42,6 +42,7 @@ SECTIONS = {
     "ObjectiveSection": "objectives[i]",
     "PolicySection": "policy",
     "SelectionSection": "selection",
+    "RolloutSection": "rollout",
     "TrainSection": "train",
     "EvaluateSection": "evaluate",
     "StageSection": "stages[i]",
@@ -81,6 +82,10 @@ MEANING = {
     "StageSection.name": "Name in the history and the folders.",
     "StageSection.teachers": "Replaces the recipe's.",
     "StageSection.selection": 'Replaces the recipe\'s; "none" = all samples.',
+    "RolloutSection.max_new_tokens": "Most tokens to write.",
+    "RolloutSection.temperature": "Of the sampling.",
+    "RolloutSection.top_p": "Draw from the fewest most likely tokens that have this share together.",
+    "StageSection.rollout": 'Replaces the recipe\'s; "none" = the student writes nothing.',
     "StageSection.data": "Fields of data that differ.",
     "StageSection.objectives": "Replace the recipe's.",
     "StageSection.policy": 'Replaces the recipe\'s; "none" = no policy.',
@@ -217,7 +222,7 @@ def option_tables() -> list[str]:
     if list(SELECTIONS):
         lines += ["### Options of selections", ""]
     for name in SELECTIONS:
-        lines += _options(f'selection: {{name: "{name}"}}', SELECTIONS.get(name), {"seed"})
+        lines += _options(f'selection: {{name: "{name}"}}', SELECTIONS.get(name), {"seed", "domains"})
     return lines
 
 

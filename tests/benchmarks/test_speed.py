@@ -40,6 +40,14 @@ def test_importing_the_package_leaves_torch_alone(script):
     assert set(rows) == {"import potstill", "potstill --help", "python -c pass"}
 
 
+def test_fused_losses_and_whole_logits_agree_and_the_rows_say_what_each_took(script):
+    sizes = ("--tokens", 64, "--vocabulary", 2000, "--width", 16, "--teacher-width", 8, "--repetitions", 1)
+    rows = script("fused_losses", *sizes, "--rounds", 1, "--ways", "fused", "checkpointed")
+    assert_says_where_it_comes_from(rows)
+    assert [row["way"] for row in rows] == ["full", "fused", "checkpointed"]
+    assert all(float(row["cpu_seconds"]) > 0 for row in rows)
+
+
 def test_a_cache_is_measured_in_bytes_bias_and_speed(script):
     sizes = ("--vocabulary", 500, "--width", 64, "--layers", 2, "--student-layers", 1, "--rows", 8, "--length", 16)
     rows = script("teacher_cache", "--tokens", 4, "--k", 16, "--repetitions", 2, *sizes)

@@ -40,7 +40,8 @@ def test_version_and_help_answer_without_loading_torch(potstill):
 
 @pytest.mark.parametrize(
     "command", [(), ("demo",), ("plan",), ("distill",), ("evaluate",), ("inspect",), ("inspect", "model"),
-                ("inspect", "pair"), ("inspect", "data"), ("report",), ("config",), ("config", "show"), ("methods",)]
+                ("inspect", "pair"), ("inspect", "data"), ("report",), ("config",), ("config", "show"), ("methods",),
+                ("fetch",), ("generate",)]
 )  # fmt: skip
 def test_every_command_has_help(potstill, command):
     got = potstill(*command, "--help")

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from potstill.errors import InputError, ShapeError
 from potstill.losses import (
+    TopK,
+    cached_loss,
     dkd,
     generalized_jsd,
     kd_kl,
@@ -44,14 +46,18 @@ def head(draw, shape, V=101, D=12, dtype=torch.float32, bias=False, **more):
     return LazyLogits(hidden, weight, draw(V).to(dtype).requires_grad_() if bias else None, **more)
 
 
+def leaves_of(lazy):
+    return [x for x in (lazy.hidden, lazy.weight, lazy.bias) if x is not None and x.requires_grad]
+
+
 def gradients(value, lazy):
-    leaves = [x for x in (lazy.hidden, lazy.weight, lazy.bias) if x is not None and x.requires_grad]
-    return torch.autograd.grad(value, leaves)
+    return torch.autograd.grad(value, leaves_of(lazy))
 
 
 def assert_same(lazy, found, expected, rtol=1e-5):
     torch.testing.assert_close(found, expected.to(found.dtype), rtol=rtol, atol=rtol * 0.1)
-    for got, wanted in zip(gradients(found, lazy), gradients(expected, lazy), strict=True):
+    pairs = zip(gradients(found, lazy), torch.autograd.grad(expected, leaves_of(lazy), retain_graph=True), strict=True)
+    for got, wanted in pairs:
         assert got.dtype == wanted.dtype
         torch.testing.assert_close(got, wanted, rtol=rtol, atol=rtol * max(1e-6, wanted.abs().max().item()))
 
@@ -321,6 +327,42 @@ def test_log_probs_of_words_equal_the_plain_form(K, more):
     value = (found.log_probs.square() * weights).sum() + (found.logsumexp * other).sum()
     expected = (plain.square() * weights * kept).sum() + (logits.logsumexp(-1) * other * mask).sum()
     assert_same(lazy, value, expected, rtol=1e-9)
+
+
+def kept(teacher, k=5, temperatures=(1.0, 2.0), mode="tail"):
+    ids = teacher.topk(k).indices
+    tails = {}
+    for t in temperatures:
+        p = (teacher / t).softmax(-1)
+        tails[t] = (1 - p.gather(-1, ids).sum(-1)).log()
+    return TopK(ids, teacher.log_softmax(-1).gather(-1, ids), tails, teacher.shape[-1], mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("tail", {}),
+        ("tail", {"temperature": 2.0}),
+        ("tail", {"loss": reverse_kl}),
+        ("tail", {"loss": generalized_jsd, "beta": 0.3}),
+        ("renormalised", {"temperature": 3.0}),
+        ("renormalised", {"loss": tv_distance}),
+        ("tail", {"shared_vocab": 80}),
+    ],
+    ids=str,
+)
+def test_a_cached_teacher_needs_no_whole_logits_of_the_student(mode, options):
+    draw = draws()
+    student, mask = head(draw, (3, 11), dtype=torch.float64, softcap=9.0), draw(3, 11) > 0
+    targets = kept(draw(3, 11, 80 if "shared_vocab" in options else 101), mode=mode)
+    options = dict(options)
+    loss = options.pop("loss", kd_kl)
+    found = fused_loss(student, targets, loss, mask=mask, budget=BUDGET, **options)
+    options |= {"mask": mask, "loss": loss.__name__}
+    assert_same(student, found, cached_loss(student.whole(), targets, **options), rtol=1e-9)
+    # The same by the log-probabilities of the kept words, row by row.
+    again = cached_loss(student, targets, **options)
+    assert_same(student, again, cached_loss(student.whole(), targets, **options), rtol=1e-9)
 
 
 def test_a_loss_that_couples_rows_is_refused():

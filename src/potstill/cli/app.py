@@ -5,7 +5,20 @@ from __future__ import annotations
 import typer
 
 from potstill._version import __version__
-from potstill.cli import cache, compare, config, demo, distill, evaluate, fetch, inspect, methods, plan, report
+from potstill.cli import (
+    cache,
+    compare,
+    config,
+    demo,
+    distill,
+    evaluate,
+    fetch,
+    generate,
+    inspect,
+    methods,
+    plan,
+    report,
+)
 
 app = typer.Typer(
     name="potstill",
@@ -35,3 +48,4 @@ app.command("report")(report.report)
 app.add_typer(config.app, name="config")
 app.command("methods")(methods.methods)
 app.command("fetch")(fetch.fetch)
+app.command("generate")(generate.generate)

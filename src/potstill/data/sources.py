@@ -21,6 +21,7 @@ class DataSource:
         model_fields: Fields a model made for this data must have in its configuration: vocabulary, labels, image size.
         facts: What the plan says about the data.
         plain: Makes the training samples without augmentation; None = they are not augmented.
+        teacher_fields: As ``model_fields``, for teachers; None = the same.
     """
 
     make: Callable[[str, int | None], Any]
@@ -29,6 +30,12 @@ class DataSource:
     model_fields: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     plain: Callable[[int | None], Any] | None = None
+    teacher_fields: Mapping[str, Any] | None = None
+
+    @property
+    def teacher_collator(self) -> Callable[[list[Any]], dict[str, Any]]:
+        """What makes batches for a teacher alone: the same, or a part of one that makes them for two tokenizers."""
+        return getattr(self.collator, "teacher", self.collator)
 
     def split(self, name: str, size: int | None = None) -> Any:
         """Return the dataset of a split."""

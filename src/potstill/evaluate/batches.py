@@ -12,6 +12,7 @@ from torch import nn
 
 from potstill.data.sources import fetch
 from potstill.errors import InputError, RecipeError, suggest
+from potstill.taps.inputs import OWN
 
 IGNORED = -100
 
@@ -89,7 +90,7 @@ def measuring(*models: nn.Module) -> Iterator[None]:
 
 def label_keys(batch: Mapping[str, Any]) -> dict[str, str]:
     """Return {task: batch key} of the labels in a batch; plain ``labels`` belong to the task "main"."""
-    tensors = {k for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    tensors = {k for k, v in batch.items() if isinstance(v, torch.Tensor) and not k.startswith(OWN)}
     found = {k.removesuffix("_labels"): k for k in sorted(tensors) if k.endswith("_labels")}
     return found | ({"main": "labels"} if "labels" in tensors else {})
 

@@ -22,10 +22,11 @@ from potstill.evaluate.batches import (
     to_device,
 )
 from potstill.evaluate.calibration import Bins
+from potstill.evaluate.chunks import ChunkComparison, has_chunks
 from potstill.evaluate.metrics import aligned, output_name
 from potstill.evaluate.predictions import outputs_of
 from potstill.taps import Taps, lookup, observe
-from potstill.taps.inputs import model_inputs
+from potstill.taps.inputs import OWN, model_inputs
 
 POSITIONS = 64
 
@@ -49,7 +50,7 @@ def fidelity(
 
     Args:
         student: The student.
-        teacher: The teacher; both read the same batches.
+        teacher: The teacher; both read the same batches. A key ``teacher_<key>`` is given to it in place of ``<key>``.
         dataset: Map-style.
         collator: Samples to a batch.
         tasks: Only these. None = every task that both models have an output for.
@@ -62,7 +63,10 @@ def fidelity(
         Per task: ``agreement`` (share of equal top-1 predictions), ``kl`` (mean of KL(teacher || student) at
         temperature 1, nats), ``ece`` and ``teacher_ece`` (expected calibration error of each against the labels, 15
         bins), ``samples`` (rows, or tokens); with several positions per row also ``kl_by_position`` (nats, of the
-        first 64 predicted tokens of a row). Empty if the models have no output in common.
+        first 64 predicted tokens of a row). Empty if the models have no output in common. Of models that read a text in
+        different tokens (``TwoTokenizerCollator``) instead ``chunk_gap``, the mean distance in nats between their
+        log-probabilities of a chunk of text, ``chunk_kl``, the KL of "this chunk, or another" in nats, ``chunks``, and
+        ``bits_per_byte`` of each over these chunks.
 
     Raises:
         ShapeError: Both models answer a task with other classes.
@@ -71,7 +75,8 @@ def fidelity(
     """
     device = device or device_of(student)
     inputs = None if inputs is None else list(inputs)
-    pick_s, pick_t = model_inputs(student, inputs), model_inputs(teacher, inputs)
+    pick_s, pick_t = model_inputs(student, inputs), model_inputs(teacher, inputs, own=OWN)
+    by_chunk = ChunkComparison()
     compared: dict[str, _Comparison] = {}
     found: list[str] = []
     indices = choose_indices(dataset, max_samples)
@@ -83,6 +88,9 @@ def fidelity(
             if not batch_tasks:
                 continue
             output_s, output_t = outputs_of(student, pick_s(batch)), outputs_of(teacher, pick_t(batch))
+            if has_chunks(batch):
+                by_chunk.add(student, teacher, output_s, output_t, batch)
+                continue
             for task, key in batch_tasks.items():
                 pair = _pair(output_s, output_t, task, batch[key], is_named=tasks is not None)
                 if pair is None:
@@ -98,7 +106,8 @@ def fidelity(
                     )
                 compared[task].add(logits_s, logits_t, labels)
     check_tasks(tasks, found)
-    return {task: comparison.result() for task, comparison in compared.items() if comparison.n}
+    found_by_chunk = {"main": by_chunk.result()} if by_chunk.chunks else {}
+    return found_by_chunk | {task: comparison.result() for task, comparison in compared.items() if comparison.n}
 
 
 def cka_table(
@@ -143,10 +152,12 @@ def cka_table(
     ):
         for batch in batches:
             batch = to_device(batch, device)
-            for (model, paths), taps, store in zip(models, (taps_s, taps_t), pooled):
-                signal = observe(model, model_inputs(model, inputs)(batch), taps, (), dict.fromkeys(paths))
+            for (model, paths), taps, store, own in zip(models, (taps_s, taps_t), pooled, ("", OWN)):
+                given = model_inputs(model, inputs, own=own)(batch)
+                signal = observe(model, given, taps, (), dict.fromkeys(paths))
+                mask = batch.get(f"{own}attention_mask", batch.get("attention_mask"))
                 for path, hidden in signal.tapped.items():
-                    store.setdefault(path, []).append(pool(hidden, batch.get("attention_mask")))
+                    store.setdefault(path, []).append(pool(hidden, mask))
         table = []
         for module, path_s, path_t in pairs:
             x, y = torch.cat(pooled[0][path_s]), torch.cat(pooled[1][path_t])

@@ -36,6 +36,7 @@ class View:
         model: The model.
         decode: Token ids to text, or None without a tokenizer.
         objects_of: (caption, language) to the things it names.
+        collator: What made the batch; that of texts also makes prompts to write from.
     """
 
     task: str
@@ -47,6 +48,7 @@ class View:
     model: nn.Module
     decode: Callable[[Sequence[int]], str] | None
     objects_of: ObjectsOf
+    collator: Any = None
 
 
 class Metric:

@@ -24,6 +24,7 @@ from potstill.evaluate.batches import (
 from potstill.evaluate.metrics import can_write, output_name, write_texts
 from potstill.evaluate.predictions import outputs_of
 from potstill.evaluate.tasks import WRITTEN, kind_of
+from potstill.evaluate.texts import text_answers
 from potstill.taps import lookup
 from potstill.taps.inputs import model_inputs
 
@@ -57,12 +58,14 @@ def sample_answers(
     Returns:
         ``{"task", "images", "text", "truth", "answers"}`` each: pictures as PNG data URIs, ``text`` the question,
         claim or prompt (None for captions), ``answers`` by model name. Tasks that no model has an output for do not
-        appear.
+        appear. Texts behind prompts are simply drawn: hardly any is right word for word.
     """
     if not models:
         raise InputError("no model to ask", where="models")
     if n < 1:
         return []
+    if getattr(collator, "metrics", {}).get("main") == "text":
+        return text_answers(models, dataset, collator, n, seed=seed)
     decode = decoder_of(collator)
     keys = None if inputs is None else list(inputs)
     picks = {name: model_inputs(model, keys) for name, model in models.items()}

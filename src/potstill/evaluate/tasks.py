@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from potstill.errors import InputError
+from potstill.evaluate import texts as _texts  # noqa: F401 - registers its metric
 from potstill.evaluate.batches import (
     check_tasks,
     choose_indices,
@@ -99,13 +100,13 @@ def evaluate_tasks(
                 if tasks is not None and task not in tasks:
                     continue
                 if task not in metrics:
-                    kind = kind_of(key, batch[key])
+                    kind = kind_of(key, batch[key], collator)
                     if kind == "classification":  # a model whose classes are no plain list says so
                         kind = getattr(model, "classification_metric", kind)
                     metrics[task] = METRICS.get(kind)()
-                metrics[task].add(
-                    View(task, batch[key], rows.nonzero()[:, 0], samples, batch, output, model, decode, objects_of)
-                )
+                asked = rows.nonzero()[:, 0]
+                view = View(task, batch[key], asked, samples, batch, output, model, decode, objects_of, collator)
+                metrics[task].add(view)
     check_tasks(tasks, found)
     if not metrics:
         raise InputError(
@@ -167,9 +168,12 @@ def evaluate_retrieval(
     return retrieval_scores(torch.cat(images), torch.cat(texts), keys)
 
 
-def kind_of(key: str, labels: torch.Tensor) -> str:
-    """Return the metric that fits the labels at a batch key."""
+def kind_of(key: str, labels: torch.Tensor, collator: Any = None) -> str:
+    """Return the metric that fits the labels at a batch key; a collator may say so itself, by task, in ``metrics``."""
     task = key.removesuffix("_labels")
+    said = getattr(collator, "metrics", {}).get("main" if key == "labels" else task)
+    if said is not None:
+        return said
     if key == "caption_labels":
         return "caption"
     if labels.is_floating_point() or labels.ndim not in (1, 2):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from potstill.losses.attention_resizing import resize_attention
     from potstill.losses.averaged_heads import head_mean
     from potstill.losses.balanced_assignment import sinkhorn_knopp
+    from potstill.losses.chunk_latents import alm_latents_loss
     from potstill.losses.class_relation import class_relation_kd
     from potstill.losses.class_statistics import ClassMeanAccumulator, class_means
     from potstill.losses.clipped_divergence import GatedTokens, dac_kl_loss, dac_kl_tokens
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from potstill.losses.instance_contrast import instance_alignment
     from potstill.losses.jensen_shannon import generalized_jsd
     from potstill.losses.kernel_alignment import cka, cka_loss
+    from potstill.losses.likelihood_matching import alm_loss, alm_loss_from_logprobs, chunk_logprobs
     from potstill.losses.minillm import MinillmReturns, minillm_returns, teacher_mixed_probs
     from potstill.losses.module_hidden import module_hidden_loss
     from potstill.losses.mutual_information import MIAlphaLoss, mi_alpha_bound
@@ -67,11 +69,13 @@ if TYPE_CHECKING:
     from potstill.losses.squeezed_heads import squeezing_heads
     from potstill.losses.style_mixing import mix_distribution
     from potstill.losses.swapped_prediction import swapped_prediction_loss
+    from potstill.losses.token_chunks import SpecialToken, align_chunks
     from potstill.losses.token_graph import trg_global_loss, trg_inner_loss, trg_local_loss
     from potstill.losses.token_relations import token_relation_loss
     from potstill.losses.token_sampling import feature_map_to_tokens, sample_tokens, trg_temperature
     from potstill.losses.top_k_targets import cached_loss
     from potstill.losses.total_variation import tv_distance
+    from potstill.losses.vocabulary_bytes import boundary_mask, token_bytes
     from potstill.losses.weighted_alignment import weighted_feature_alignment
     from potstill.losses.whitened_features import whitened_feature_loss
 
@@ -88,13 +92,20 @@ __all__ = [
     "MinillmReturns",
     "OutputDiscriminator",
     "QuantileNet",
+    "SpecialToken",
     "Term",
     "TopK",
+    "align_chunks",
+    "alm_latents_loss",
+    "alm_loss",
+    "alm_loss_from_logprobs",
     "amad_loss",
     "attention_kl",
     "attention_transfer",
+    "boundary_mask",
     "cached_loss",
     "caption_contrastive_loss",
+    "chunk_logprobs",
     "cka",
     "cka_loss",
     "class_means",
@@ -146,6 +157,7 @@ __all__ = [
     "squeezing_heads",
     "swapped_prediction_loss",
     "teacher_mixed_probs",
+    "token_bytes",
     "token_log_probs",
     "token_relation_loss",
     "trg_global_loss",
@@ -176,13 +188,20 @@ _HOMES = {
     "MinillmReturns": "minillm",
     "OutputDiscriminator": "output_discriminator",
     "QuantileNet": "quantile_network",
+    "SpecialToken": "token_chunks",
     "TopK": "_top_k",
     "Term": "fused",
+    "align_chunks": "token_chunks",
+    "alm_latents_loss": "chunk_latents",
+    "alm_loss": "likelihood_matching",
+    "alm_loss_from_logprobs": "likelihood_matching",
     "amad_loss": "attention_alignment",
     "attention_kl": "attention_probabilities",
     "attention_transfer": "spatial_attention",
+    "boundary_mask": "vocabulary_bytes",
     "cached_loss": "top_k_targets",
     "caption_contrastive_loss": "open_vocabulary",
+    "chunk_logprobs": "likelihood_matching",
     "cka": "kernel_alignment",
     "cka_loss": "kernel_alignment",
     "class_means": "class_statistics",
@@ -240,6 +259,7 @@ _HOMES = {
     "trg_local_loss": "token_graph",
     "trg_temperature": "token_sampling",
     "token_log_probs": "fused",
+    "token_bytes": "vocabulary_bytes",
     "tv_distance": "total_variation",
     "vlm_align_loss": "open_vocabulary",
     "vlm_cls_loss": "open_vocabulary",

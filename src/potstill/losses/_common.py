@@ -125,8 +125,17 @@ def logit_rows(
     return *full_pair(student[mask], teacher[mask], where), None
 
 
+SHARE_CLASSES = "If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised."
+CUT_CLASSES = "If the first n classes are the same in both, cut both logits to them."
+
+
 def checked_logits(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, shared_vocab: int | None, where: str
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    shared_vocab: int | None,
+    where: str,
+    hint: str = SHARE_CLASSES,
 ) -> tuple[Tensor, Tensor]:
     """Refuse logits ``(..., V)`` or a mask ``(...)`` that do not fit; return the logits as they are, cut if asked."""
     if student.ndim == 0 or teacher.ndim == 0:
@@ -152,7 +161,7 @@ def checked_logits(
         raise ShapeError(
             f"vocabularies differ: student has {V_s} classes, teacher {V_t}",
             where=where,
-            hint="If the first n classes are the same in both, pass shared_vocab=n: both are cut and renormalised.",
+            hint=hint,
         )
     elif V_s == 0:
         raise ShapeError("logits have no class", where=where, expected="V >= 1", got=list(student.shape))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from potstill.errors import InputError, ShapeError
 from potstill.losses._common import (
+    CUT_CLASSES,
     check_choice,
     check_positive,
     checked_logits,
@@ -161,7 +162,7 @@ def _tokens(
     check_choice(mode, GATE_MODES, name, "mode")
     check_positive(temperature, name, "temperature")
     check_positive(sharpness, name, "sharpness")
-    student, teacher = checked_logits(student, teacher, mask, None, name)
+    student, teacher = checked_logits(student, teacher, mask, None, name, CUT_CLASSES)
     full_pair(student[:0], teacher[:0], name)  # refuses what is not floating point; the copies are made by chunk
     shape, V = student.shape[:-1], student.shape[-1]
     kept = torch.ones(shape, dtype=torch.bool, device=student.device) if mask is None else mask
@@ -190,7 +191,8 @@ def _tokens(
         kl = kl.masked_fill(nothing.squeeze(-1), 0)
         return torch.stack([kl * temperature**2, (gate * lp.exp()).sum(-1), gate.detach().sum(-1)], dim=-1)
 
-    found = over_chunks(rows, V, student[kept], teacher.detach()[kept], lower, upper, targets)
+    counted = (x.reshape(-1, V) if mask is None else x[mask] for x in (student, teacher.detach()))
+    found = over_chunks(rows, V, *counted, lower, upper, targets)
     kl, coverage, width = found.unbind(-1)
     return GatedTokens(kl + zero_with_graph(student), coverage, width.detach())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from potstill.errors import InputError, ShapeError
 from potstill.losses._common import (
+    CUT_CLASSES,
     check_classes,
     check_positive,
     checked_logits,
@@ -107,7 +108,7 @@ def ddk_terms(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, te
 
 def _terms(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, name: str) -> DDKTerms:
     check_positive(temperature, name, "temperature")
-    student, teacher = checked_logits(student, teacher, None, None, name)
+    student, teacher = checked_logits(student, teacher, None, None, name, CUT_CLASSES)
     if student.ndim != 3:
         raise ShapeError("logits do not fit", where=name, expected="(B, L, V)", got=list(student.shape))
     full_pair(student[:0], teacher[:0], name)

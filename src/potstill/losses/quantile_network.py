@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import InputError
-from potstill.losses._common import checked_logits, full_pair, log_probs, run_layers, without_autocast
+from potstill.losses._common import CUT_CLASSES, checked_logits, full_pair, log_probs, run_layers, without_autocast
 
 _LEAST_BAND = 1e-4  # both levels can round to the same number at 1
 _LEAST_LOG_PROB = -30.0  # a banned class (-inf) is nothing a network can take in
@@ -53,7 +53,7 @@ class QuantileNet(nn.Module):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the levels ``(lower, upper)``, each ``(...)``, of logits ``(..., V)``; both models are detached."""
         name = "QuantileNet"
-        student, teacher = checked_logits(student_logits, teacher_logits, None, None, name)
+        student, teacher = checked_logits(student_logits, teacher_logits, None, None, name, CUT_CLASSES)
         with torch.no_grad():
             student, teacher = full_pair(student, teacher, name)
             lp, classes = log_probs(teacher).topk(min(self.M, teacher.shape[-1]), dim=-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import InputError, ShapeError
-from potstill.losses._common import checked_logits, full_pair, kl_rows, log_probs, over_chunks
+from potstill.losses._common import CUT_CLASSES, checked_logits, full_pair, kl_rows, log_probs, over_chunks
 
 
 class Correction(NamedTuple):
@@ -55,7 +55,7 @@ def scrg_select(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor, 
         [1, 1]
     """
     name = "scrg_select"
-    student, teacher = checked_logits(student_logits, teacher_logits, mask, None, name)
+    student, teacher = checked_logits(student_logits, teacher_logits, mask, None, name, CUT_CLASSES)
     if student.ndim != 3:
         raise ShapeError("logits do not fit", where=name, expected="(B, T, V)", got=list(student.shape))
     full_pair(student[:0], teacher[:0], name)

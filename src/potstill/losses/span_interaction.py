@@ -7,6 +7,7 @@ from torch import Tensor
 
 from potstill.errors import InputError, ShapeError
 from potstill.losses._common import (
+    CUT_CLASSES,
     check_positive,
     checked_logits,
     full_pair,
@@ -57,7 +58,7 @@ def span_correlation_loss(
     """
     name = "span_correlation_loss"
     check_positive(temperature, name, "temperature")
-    student, teacher = checked_logits(student_logits, teacher_logits, mask, None, name)
+    student, teacher = checked_logits(student_logits, teacher_logits, mask, None, name, CUT_CLASSES)
     if student.ndim != 3:
         raise ShapeError("logits do not fit", where=name, expected="(B, T, V)", got=list(student.shape))
     full_pair(student[:0], teacher[:0], name)

@@ -14,6 +14,7 @@ from potstill.losses._common import (
     REDUCTIONS,
     Reduction,
     blank,
+    by_rows,
     check_choice,
     check_mask,
     check_unit,
@@ -25,6 +26,7 @@ from potstill.losses._top_k import TopK, check_cached, student_log_probs
 _LOG_ZERO = -1e30  # the sum of two logs that are both -inf would have a NaN gradient
 
 
+@by_rows
 def cached_loss(
     student: Any,
     targets: TopK,

@@ -117,6 +117,7 @@ class Objective:
             it together as large as those they are measured against: mean over mean, in the first 50 steps, then frozen.
         against: Names of the objectives that factor is measured against; empty = all with the role "prediction", or,
             if there are none, "task".
+        balanced: True if its weight is one of those that GradMag sets (``weight: gradmag``).
         of: Names of the teachers it reads; each is asked for ``teacher_outputs`` and ``teacher_taps``.
         learning_rate: Of its part; None = that of all parts.
         surveys: True if it has to see the training set once before training: it then gets ``look`` for every batch, and
@@ -124,6 +125,8 @@ class Objective:
         around: Called with the student, gives a context manager within which the student runs for this objective; what
             it yields is the entry of ``Signal.notes`` under it. Equal ones of several objectives are entered once.
         on: The output it reads, if it reads one; None = as ``student_outputs`` say.
+        crosses_tokenizers: True if teacher and student may have read the text in different tokens. It is then told of
+            both tokenizers by ``read_tokenizers``.
         reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
         takes_lazy: True if the output it reads, of student and teacher, may come as ``LazyLogits``; it then says by
             ``lazy_term`` what is to be computed on it.
@@ -145,6 +148,8 @@ class Objective:
     surveys = False
     reads_weights = False
     around: Callable[[nn.Module], AbstractContextManager[Any]] | None = None
+    crosses_tokenizers = False
+    balanced = False
 
     def __init__(
         self,
@@ -175,6 +180,9 @@ class Objective:
     def meet(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         """Look at the models themselves, before anything is tapped: to find layers by what the models are."""
 
+    def read_tokenizers(self, student: Any, teacher: Any) -> None:
+        """Look at the tokenizers, where ``crosses_tokenizers`` says that it wants to."""
+
     def second_view(self, batch: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the batch as the student is to see it a second time (restyled, say), or None if once is enough."""
         return None
@@ -195,6 +203,10 @@ class Objective:
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Return the sum of the loss over the units that count: a scalar, fp32 or better, in nats where it can be."""
         raise NotImplementedError(f"{type(self).__name__} must compute its loss")
+
+    def notes(self, part: nn.Module | None) -> dict[str, float]:
+        """Return what the history is to tell beside its value: numbers by name, on the first rank alone."""
+        return {}
 
     def lazy_term(self, seen: Seen) -> Term:
         """Return what ``total`` computes as a term on the student's ``LazyLogits``, which ``takes_lazy`` promises."""

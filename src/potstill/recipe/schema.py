@@ -15,6 +15,8 @@ from potstill.recipe.check import check
 
 TEACHER = "teacher"
 STUDENT = "student"
+GIVEN = "given in Python"
+"""What a recipe names as model or data source that was passed as an object."""
 
 
 class Section(BaseModel):
@@ -62,7 +64,9 @@ class StudentSection(OpenSection):
 class DataSection(OpenSection):
     """What is trained on: a source and its options."""
 
-    source: str = Field("scenes", description="scenes, emoji or digits (embedded), or files (a table of your own).")
+    source: str = Field(
+        "scenes", description="scenes, emoji, digits or texts (embedded), or files (a table of your own)."
+    )
 
 
 class ModuleSection(Section):
@@ -85,10 +89,11 @@ class ObjectiveSection(OpenSection):
         description='A loss or objective by name: kd_kl, hidden, "cross_entropy", "model_loss", "readout", ...'
     )
     name: str | None = Field(None, description="Its name in logs; null = made from the output or module.")
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto", "gradmag"] = Field(
         1.0,
         description="Its factor in the loss; auto = what makes it as large as the terms it is measured against, "
-        "measured over 50 steps, then frozen.",
+        "measured over 50 steps, then frozen; gradmag = what makes all such terms pull equally hard at the student's "
+        "last layer, measured at every step.",
     )
     against: list[str] | None = Field(
         None, description="For weight: auto: names of those terms; null = all that compare outputs with the teacher."
@@ -135,13 +140,14 @@ class RolloutSection(Section):
 
     lmbda: float = Field(0.5, ge=0, le=1, description="Share of batches (or rows) the student writes.")
     per: Literal["batch", "row"] = Field("batch", description="What is drawn for: whole batches, or single rows.")
-    max_new_tokens: int = Field(128, ge=1, le=1_000_000)
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest text that is written, in tokens.")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Of what is drawn from.")
     top_k: int = Field(0, ge=0, description="0 = all.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="Share of the probability drawn from, the likeliest first.")
     alpha: float = Field(0.0, ge=0, le=1, description="Share of the teacher in what is drawn from (MiniLLM: 0.2).")
     buffer: int = Field(0, ge=0, description="Rows that are kept to be used again, on each process.")
     reuse: float = Field(0.0, ge=0, le=1, description="Chance that rows come from the buffer once it has enough.")
+    corrections: int = Field(0, ge=0, le=100, description="Worst tokens of each text that the teacher replaces (SCRG).")
 
 
 class PolicySection(OpenSection):
@@ -178,6 +184,13 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    logits_budget_mb: int | None = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="If the logits of a micro-batch take more, they are computed some rows at a time within that many "
+        "MiB, by the losses that allow it; 0 = never, null = always.",
+    )
     survey_samples: int = Field(
         4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."
     )

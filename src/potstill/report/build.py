@@ -14,6 +14,7 @@ from potstill.report.compare import collect_models, comparison, costs, details, 
 from potstill.report.figures import arm_names, loss_panels, policy_view
 from potstill.report.load import Run, load_runs
 from potstill.report.maps import cka_groups, cka_models, layer_maps
+from potstill.report.positions import position_panels
 from potstill.report.samples import MARKS, collect_samples
 from potstill.report.summary import cards, lead
 from potstill.report.text import NONE
@@ -78,6 +79,7 @@ def _page(runs: list[Run]) -> dict[str, Any]:
         "scores_narrow": score_chart(models, NARROW),
         "loss_panels": panels,
         "loss_notes": loss_notes,
+        "position_panels": position_panels(models),
         "policies": [policy_view(run, arm_styles) for run in runs],
         "cka": cka_groups(models, arm_styles),
         "cka_models": cka_models(models),

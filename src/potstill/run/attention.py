@@ -23,6 +23,8 @@ SAMPLES, BATCH, SHOWN = 64, 16, 4
 def attention_of(built: Prepared, section: EvaluateSection) -> dict[str, Any]:
     """Return the content of ``attention.json``; what could not be read is said in its notes and stops nothing."""
     student, teacher = built.student, built.teacher
+    if built.source.teacher_collator is not built.source.collator:
+        return _nothing("Student and teacher read other tokens: their maps cannot be laid over each other.")
     try:
         modules = _modules(built, student, teacher)
         pairs = _asked_for(built) or _last_layers(modules, student, teacher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import potstill.data.emoji_source
 import potstill.data.files_source
 import potstill.data.scene_source
 import potstill.data.texts_source  # noqa: F401 - each registers a data source
-from potstill.data.generation import OnPolicySampler
+from potstill.data.generation import CorrectingSampler, OnPolicySampler
 from potstill.data.selection import SELECTIONS, SelectionPolicy
 from potstill.data.sources import DATA, DataSource
 from potstill.errors import PotstillError, RecipeError
@@ -121,12 +122,14 @@ def build_policy(section: PolicySection | None, modules: Sequence[str], seed: in
     return call_with_options(policy_class, section.options, "policy", arms, given=("arms",), seed=seed)
 
 
-def build_selection(section: SelectionSection | None, seed: int) -> SelectionPolicy | None:
-    """Return the selection policy, or None; one that declares a seed gets the run's."""
+def build_selection(section: SelectionSection | None, seed: int, source: DataSource) -> SelectionPolicy | None:
+    """Return the selection policy, or None; one that declares a seed, or the data's domains, gets the run's."""
     if section is None:
         return None
     policy_class = SELECTIONS.get(section.name, "selection.name")
-    fixed = {"seed": seed} if "seed" in inspect.signature(policy_class).parameters else {}
+    known = {"seed": seed, "domains": source.facts.get("domains")}
+    declared = inspect.signature(policy_class).parameters
+    fixed = {name: value for name, value in known.items() if name in declared}
     return call_with_options(policy_class, section.options, "selection", **fixed)
 
 
@@ -141,7 +144,16 @@ def build_rollouts(section: RolloutSection | None, source: DataSource, seed: int
             "the data has no tokenizer that knows how a text ends", where="rollout", hint="Use a data source of texts."
         )
     own = int(np.random.SeedSequence([seed, process_rank()]).generate_state(1)[0])
-    return OnPolicySampler(**section.model_dump(), eos_token_id=end, pad_token_id=end if pad is None else pad, seed=own)
+    options = section.model_dump()
+    corrections = options.pop("corrections")
+    sampler = partial(CorrectingSampler, corrections) if corrections else OnPolicySampler
+    return sampler(
+        **options,
+        eos_token_id=end,
+        pad_token_id=end if pad is None else pad,
+        remade=getattr(source.collator, "remade", None),
+        seed=own,
+    )
 
 
 def build_arguments(

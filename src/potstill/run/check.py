@@ -62,7 +62,7 @@ def check_names(recipe: Recipe) -> None:
         _check_teachers(section, recipe, f"objectives[{i}]")
     if recipe.selection is not None:
         policy = SELECTIONS.get(recipe.selection.name, "selection.name")
-        known = set(inspect.signature(policy).parameters) - {"seed"}
+        known = set(inspect.signature(policy).parameters) - {"seed", "domains"}  # the run's
         _check_options(recipe.selection.options, known, "selection")
     if recipe.policy is not None:
         policy = POLICIES.get(recipe.policy.name, "policy.name")
@@ -180,9 +180,12 @@ def check_fit(model: nn.Module, role: str, source: DataSource) -> None:
         return
     sections = [config] + [s for k in ("text_config", "vision_config") if (s := getattr(config, k, None)) is not None]
     is_classifier = "Classification" in type(model).__name__
+    fields = source.model_fields
+    if role != "student" and source.teacher_fields is not None:
+        fields = source.teacher_fields
     # A BLIP begins to write with its own first token, whatever the tokenizer's is.
     writes_from_it = getattr(config, "model_type", None) == "blip"
-    for field, wanted in source.model_fields.items():
+    for field, wanted in fields.items():
         has = next((v for s in sections if (v := getattr(s, field, None)) is not None), None)
         if has is None:
             continue

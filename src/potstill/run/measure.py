@@ -16,12 +16,14 @@ from potstill.export import export_student
 from potstill.models.load import load_model
 from potstill.objectives.base import TEACHER
 from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.schema import TeacherSection
 from potstill.report import build_report
 from potstill.run.attention import attention_of
 from potstill.run.build import build_source, build_teacher
 from potstill.run.check import check_fit, check_splits
 from potstill.run.folder import RunFolder
 from potstill.run.prepare import Prepared, is_empty
+from potstill.run.vocabularies import check_reading
 from potstill.run.watch import Progress
 from potstill.students import finish_student
 from potstill.train.checkpoint import read_json, write_json, write_text
@@ -61,6 +63,9 @@ def finish(recipe: Recipe, folder: RunFolder, built: Prepared, progress: Progres
     write_json(folder / "metrics.json", _metrics(recipe, built, progress))
     if recipe.evaluate.shown:
         models = {"teacher": built.teacher, "student": student}
+        if built.teacher is not None and built.source.teacher_collator is not built.source.collator:
+            models["teacher"] = None
+            progress({"event": "note", "text": "samples: the student's alone, because the teacher reads other tokens"})
         shown = sample_answers(
             {k: m for k, m in models.items() if m is not None},
             built.source.split(recipe.evaluate.split, recipe.evaluate.samples),
@@ -103,7 +108,8 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
     models = {}
     if built.teacher is not None:
         progress({"event": "measure", "what": "teacher"})
-        models["teacher"] = measure(built.teacher, role="teacher", **data, **common)
+        given = {**data, "collator": source.teacher_collator}
+        models["teacher"] = measure(built.teacher, role="teacher", **given, **common)
     progress({"event": "measure", "what": "student"})
     models["student"] = measure(
         built.student, role="student", teacher=built.teacher, pairs=pairs or None, **data, **common
@@ -113,15 +119,24 @@ def _metrics(recipe: Recipe, built: Prepared, progress: Progress) -> dict[str, A
             progress({"event": "measure", "what": f"{name} on {split}"})
             dataset = source.split(split, section.samples)
             near_to = built.teacher if name == "student" else None
-            models[name].setdefault("splits", {})[split] = _on_split(model, dataset, source, near_to, common)
+            models[name].setdefault("splits", {})[split] = _on_split(
+                model, dataset, source, near_to, common, is_teacher=name == "teacher"
+            )
     return {"version": 1, "split": section.split, "samples": section.samples, "models": models}
 
 
 def _on_split(
-    model: nn.Module, dataset: Any, source: DataSource, teacher: nn.Module | None, common: Mapping[str, Any]
+    model: nn.Module,
+    dataset: Any,
+    source: DataSource,
+    teacher: nn.Module | None,
+    common: Mapping[str, Any],
+    *,
+    is_teacher: bool = False,
 ) -> dict[str, Any]:
     """Return task scores and, with a teacher, the fidelity to it on one more split."""
-    entry = {"tasks": evaluate_tasks(model, dataset, source.collator, **common)}
+    collator = source.teacher_collator if is_teacher else source.collator
+    entry = {"tasks": evaluate_tasks(model, dataset, collator, **common)}
     if teacher is not None:
         entry["fidelity"] = fidelity(model, teacher, dataset, source.collator, **common) or None
     return entry
@@ -160,6 +175,7 @@ def evaluate_model(
     check_fit(loaded, "model", source)
     teacher_loaded = load_model(teacher, where="teacher") if teacher else None
     if teacher_loaded is not None:
+        check_reading(source, {TEACHER: teacher_loaded}, {TEACHER: (TEACHER, TeacherSection(model=str(teacher)))})
         check_fit(teacher_loaded, "teacher", source)
     common = {"batch_size": section.batch_size, "max_samples": section.samples, "inputs": recipe.inputs}
     entry = measure(

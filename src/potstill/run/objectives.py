@@ -54,6 +54,7 @@ def build_objectives(
         built[where] = _objectives_of(section, own, student, teacher, where)
         for objective in built[where]:
             objective.of, objective.learning_rate = of, section.learning_rate
+            objective.balanced = section.weight == "gradmag"
             if section.weight == "auto":
                 objective.alpha, objective.against = section.name or section.loss, tuple(section.against or ())
             try:
@@ -97,7 +98,7 @@ def _objectives_of(
     teacher: nn.Module | None,
     where: str,
 ) -> list[Objective]:
-    weight = 1.0 if section.weight == "auto" else section.weight
+    weight = 1.0 if isinstance(section.weight, str) else section.weight
     if section.loss == "hidden":
         return _hidden(section, modules, weight, where)
     if section.loss in map_losses():

@@ -22,6 +22,7 @@ def make_plan(
     teachers: Mapping[str, nn.Module],
     modules: Sequence[DistilledModule],
     trainer: DistillationTrainer,
+    logits: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe teacher, student, layer maps with shapes, objectives, parts, policy, data and settings."""
     model = trainer.model
@@ -69,6 +70,7 @@ def make_plan(
         ],
         "parts": [{"name": n, "parameters": _parameters(p)} for n, p in model.parts.items()],
         "untrained": trainer.untrained,
+        "logits": dict(logits),
         "policy": policy,
         "selection": recipe.selection.model_dump() if recipe.selection else None,
         "rollout": recipe.rollout.model_dump() if recipe.rollout else None,

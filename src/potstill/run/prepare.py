@@ -22,7 +22,7 @@ from potstill.models.memory import refuse_too_large
 from potstill.objectives import Objective
 from potstill.objectives.base import TEACHER, is_tap
 from potstill.recipe import Recipe, load_recipe
-from potstill.recipe.schema import STUDENT, DataSection, TeacherSection
+from potstill.recipe.schema import GIVEN, STUDENT, DataSection, TeacherSection
 from potstill.run.build import (
     DTYPES,
     build_arguments,
@@ -37,14 +37,13 @@ from potstill.run.build import (
 )
 from potstill.run.caching import check_cached_use, open_cache, place_of, skeleton_of
 from potstill.run.check import check_fit, check_names, check_splits
+from potstill.run.logits import first_batch, leave_out_heads
 from potstill.run.objectives import build_objectives
 from potstill.run.planning import make_plan
+from potstill.run.vocabularies import check_compared, check_reading
 from potstill.teachers import live_teachers
 from potstill.teachers.cache import CachedCollator, CachedTeacher, NumberedDataset
 from potstill.train import DistillationTrainer, DistillModule
-
-GIVEN = "given in Python"
-"""What a recipe names as its data source if the source was passed as an object."""
 
 
 @dataclass
@@ -72,6 +71,9 @@ class Prepared:
     def close(self) -> None:
         """Take all taps off student and teacher."""
         self.trainer.model.close()
+        if self.recipe.train.gradient_checkpointing and hasattr(self.student, "disable_input_require_grads"):
+            # A hook lets the embeddings ask for a gradient (transformers 5.23), which counting operations trips over.
+            self.student.disable_input_require_grads()
         for teacher in self.trainer.teachers.values():
             teacher.close()
 
@@ -127,6 +129,7 @@ def prepare(
         elif section.model != STUDENT:
             models[name] = loaded[name] if name in loaded else build_teacher(section, place_of(name))
     _check_cached(recipe, readers)
+    check_reading(source, models, {name: (place_of(name), sections[name]) for name in models})
     if student is None:
         student = build_student(recipe, _with_weights(recipe, models.get(TEACHER)), source)
     for name, section in sections.items():
@@ -140,6 +143,7 @@ def prepare(
     rollouts = build_rollouts(recipe.rollout, source, recipe.seed)
     example = source.example() if rollouts is None else as_if_written(source.example())
     by_section = build_objectives(recipe, student, modules, example, models)
+    check_compared(recipe, source, student, models, by_section)
     with _placed(recipe, by_section):
         module = DistillModule(student, [o for row in by_section.values() for o in row], inputs=recipe.inputs)
     policy = build_policy(recipe.policy, module.modules_named, recipe.seed)
@@ -159,7 +163,19 @@ def prepare(
     }
     check_cached_use(by_section, cached, {name: place_of(name) for name in cached})
     live = live_teachers(models | cached, module.outputs_of, module.taps_of, recipe.inputs)
-    asks_about_all = recipe.selection is not None or any(o.surveys for o in module.objectives)
+    selection = build_selection(recipe.selection, recipe.seed, source)
+    args = build_arguments(
+        recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
+    )
+    data = source.split("train")
+    logits = leave_out_heads(
+        module,
+        live,
+        lambda: first_batch(data, source.collator, recipe.train.batch_size, rollouts is not None),
+        budget_mb=recipe.train.logits_budget_mb,
+        device=args.device,
+    )
+    asks_about_all = selection is not None or any(o.surveys for o in module.objectives)
     numbered, collator = (NumberedDataset if cached else lambda dataset: dataset), source.collator
     if cached:
         collator = CachedCollator(collator, {n: (one.reader, one.wanted) for n, one in cached.items()})
@@ -168,20 +184,19 @@ def prepare(
             module,
             teacher=live,
             policy=policy,
-            selection=build_selection(recipe.selection, recipe.seed),
+            selection=selection,
             rollouts=rollouts,
-            args=build_arguments(
-                recipe.train, recipe.policy, seed=recipe.seed, folder=folder, cpu=not torch.cuda.is_available()
-            ),
-            train_dataset=numbered(source.split("train")),
+            args=args,
+            train_dataset=numbered(data),
             plain_dataset=numbered(source.plain_train()) if asks_about_all else None,
+            heldout_dataset=source.split(selection.heldout) if selection is not None and selection.heldout else None,
             data_collator=collator,
             history=history,
             stage=stage,
             nonfinite=nonfinite,
             callbacks=list(callbacks),
         )
-    plan = make_plan(recipe, source, student, models, modules, trainer)
+    plan = make_plan(recipe, source, student, models, modules, trainer, logits)
     return Prepared(recipe, source, student, teacher, models, trainer, plan)
 
 

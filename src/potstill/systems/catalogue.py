@@ -115,6 +115,14 @@ CATALOGUE: tuple[System, ...] = (
         ("logits", "hidden", "attention"),
     ),
     System(
+        "seqkd",
+        "data",
+        "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
+        _names("data.generation", "SeqKDGenerator", "read_completions"),
+        "seqkd-smollm2",
+        needs=("generation",),
+    ),
+    System(
         "pld",
         "loss",
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
@@ -238,6 +246,18 @@ CATALOGUE: tuple[System, ...] = (
         needs=("logits", "hidden", "pool"),
     ),
     System(
+        "alm",
+        "loss",
+        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching, arXiv 2503.20083",
+        _names("losses", "alm_loss", "alm_loss_from_logprobs", "alm_latents_loss", "chunk_logprobs")
+        + _names("align", "align_chunks", "boundary_mask", "token_bytes")
+        + _names("objectives", "ALMObjective", "ALMLatentsObjective")
+        + _names("data.two_tokenizers", "TwoTokenizerCollator")
+        + _names("train", "GradMag"),
+        "alm-texts",
+        needs=("logits",),
+    ),
+    System(
         "crkd-ncd",
         "pipeline",
         "Class-relation Knowledge Distillation for Novel Class Discovery, arXiv 2307.09158",
@@ -249,5 +269,26 @@ CATALOGUE: tuple[System, ...] = (
         "crkd-ncd-digits",
         "benchmarks/results/leaderboard.csv",
         needs=("logits", "labels", "views"),
+    ),
+    System(
+        "dac-kl",
+        "pipeline",
+        "Multi-Granularity Semantic Revision for Large Language Model Distillation, arXiv 2407.10068",
+        _names("losses", "dac_kl_loss", "dac_kl_tokens", "QuantileNet", "span_correlation_loss", "scrg_select")
+        + _names("objectives", "DacKLObjective", "SpanCorrelationObjective")
+        + _names("data.generation", "scrg_regenerate", "CorrectingSampler"),
+        "dac-kl-smollm2",
+        needs=("logits", "labels", "generation"),
+    ),
+    System(
+        "ddk",
+        "policy",
+        "DDK: Distilling Domain Knowledge for Efficient Large Language Models, arXiv 2407.16154",
+        _names("policies", "DomainMixturePolicy", "init_domain_weights", "update_domain_weights")
+        + _names("data.selection", "DDKSelection")
+        + _names("losses", "ddk_loss", "ddk_terms")
+        + _names("objectives", "DDKObjective"),
+        "ddk-smollm2",
+        needs=("logits", "labels", "pool"),
     ),
 )

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+OWN = "teacher_"
+"""Begins the keys of a batch that are for teachers alone."""
+
 
 def model_inputs(
     model: nn.Module, keys: Iterable[str] | None = None, *, labels: bool = False, own: str = ""
@@ -41,5 +44,5 @@ def model_inputs(
 
 
 def is_label(key: str) -> bool:
-    """True for the batch keys that hold targets: ``labels`` and ``<task>_labels``."""
-    return key == "labels" or key.endswith("_labels")
+    """True for the batch keys that hold targets: ``labels`` and ``<task>_labels``, but not those of a teacher alone."""
+    return (key == "labels" or key.endswith("_labels")) and not key.startswith(OWN)

@@ -1,6 +1,7 @@
 """The engine: one trained module, a thin adapter on transformers' Trainer, checkpoints that hold."""
 
 from potstill.train.arguments import DistillationArguments
+from potstill.train.grad_mag import GradMag
 from potstill.train.module import DistillModule, DistillOutput
 from potstill.train.nonfinite import load_batch
 from potstill.train.probe import Probe
@@ -12,6 +13,7 @@ __all__ = [
     "DistillOutput",
     "DistillationArguments",
     "DistillationTrainer",
+    "GradMag",
     "Probe",
     "is_sharded",
     "load_batch",

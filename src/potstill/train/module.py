@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from potstill.errors import InputError, PotstillError, RecipeError
-from potstill.losses.fused import LazyLogits, Term, fused_terms
+from potstill.losses.fused import BUDGET, LazyLogits, Term, fused_terms
 from potstill.objectives import Objective, Seen
 from potstill.objectives.base import TEACHER
 from potstill.taps import Signal, Taps, observe
 from potstill.taps.inputs import model_inputs
 from potstill.taps.signal import RestingHead
 from potstill.train.auto_weight import AutoWeights
+from potstill.train.grad_mag import GradMag
 
 Signals = Signal | Mapping[str, Signal] | None
 """Of the teacher, of several by name, or of none."""
@@ -49,7 +51,8 @@ class DistillModule(nn.Module):
         module.build_parts(batch, teacher.signal(batch))
         loss = module(batch, teacher.signal(batch)).loss
 
-    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``.
+    Automatic weights are told of every step by ``module.alphas.take({name: mean of the term})``, and those of GradMag
+    that a step is over by ``module.balance.take()``.
 
     Args:
         student: The model to train; it is exported alone.
@@ -75,7 +78,8 @@ class DistillModule(nn.Module):
         self.epoch = 0.0
         self.alphas = AutoWeights(self.objectives, self.parts)
         self.head: RestingHead | None = None  # the student's output head, if it is left out of every pass
-        self.logits_budget = 2**28  # bytes that its logits may take at a time
+        self.logits_budget = BUDGET  # bytes that its logits may take at a time
+        self.balance = GradMag(self.objectives, self.parts)
         self._taps = Taps(student, dict.fromkeys(t for o in objectives for t in o.student_taps), where="student taps")
         self.pick = model_inputs(student, inputs, labels=any(o.needs_labels for o in objectives))
 
@@ -174,6 +178,7 @@ class DistillModule(nn.Module):
                 if part is not None:
                     self.parts[objective.name.replace(".", "_")] = part.to(example.device, example.dtype)
         self.alphas.build(example.device)
+        self.balance.build(self.student, example.device)
 
     @torch.no_grad()
     def survey(self, batches: Iterable[tuple[Mapping[str, Any], Signals]]) -> None:
@@ -213,6 +218,7 @@ class DistillModule(nn.Module):
         self._keep_resting = self._depends_on_the_arm(batch, signal)
         values = {n: (total / output.counts[n].clamp_min(1)).item() for n, total in output.totals.items()}
         self.alphas.begin(values)
+        self.balance.forget()
         return values, names
 
     def _depends_on_the_arm(self, batch: Mapping[str, Any], signal: Signals) -> bool:
@@ -238,8 +244,8 @@ class DistillModule(nn.Module):
 
     def weight_of(self, objective: Objective) -> float:
         """Return the factor of an objective in the loss, its automatic part included."""
-        alpha = self.alphas.of(objective)
-        return objective.weight * (1.0 if alpha is None else alpha.item())
+        factors = (self.alphas.of(objective), self.balance.of(objective))
+        return objective.weight * math.prod(1.0 if f is None else f.item() for f in factors)
 
     def part_of(self, objective: Objective) -> nn.Module | None:
         """Return the part of an objective, or None."""
@@ -285,15 +291,16 @@ class DistillModule(nn.Module):
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
             output.counts[objective.name] = here
-            alpha = self.alphas.of(objective)
+            for own in (self.alphas.of(objective), self.balance.of(objective)):
+                weight = weight if own is None else weight * own
             if is_lazy:
-                factor = weight / units.clamp_min(1)
-                terms[objective.name] = replace(total, factor=factor if alpha is None else factor * alpha)
+                terms[objective.name] = replace(total, factor=weight / units.clamp_min(1))
                 continue
             output.totals[objective.name] = total.detach()
-            if alpha is not None:
-                weight = weight * alpha.to(total.dtype)
-            output.loss = output.loss + weight * total / units.clamp_min(1).to(total.dtype)
+            mean = total / units.clamp_min(1).to(total.dtype)
+            if torch.is_grad_enabled():
+                self.balance.add(objective, mean)
+            output.loss = output.loss + weight * mean
         if terms:
             # All terms on the head in one pass over its rows.
             loss, totals = fused_terms(student.outputs[self.head.output], [*terms.values()], budget=self.logits_budget)

@@ -54,6 +54,7 @@ class DistillationTrainer(ResumableTrainer):
         train_dataset: Map-style dataset. One whose ``is_generated`` is true is read in order, others are shuffled by
             (seed, epoch). One with ``set_epoch`` is told the epoch before it is read.
         plain_dataset: The same samples without augmentation, for surveys and for selection; None = ``train_dataset``.
+        heldout_dataset: Samples that are not trained on, for a selection that measures on them.
         data_collator: Makes batches.
         history: File to which steps and rounds are appended as JSON lines; None = keep only in memory.
         stage: Name written into the history, where several stages share a file.
@@ -79,6 +80,7 @@ class DistillationTrainer(ResumableTrainer):
         args: DistillationArguments,
         train_dataset: Any,
         plain_dataset: Any = None,
+        heldout_dataset: Any = None,
         data_collator: Any = None,
         history: Path | str | None = None,
         stage: str | None = None,
@@ -103,6 +105,7 @@ class DistillationTrainer(ResumableTrainer):
             )
         self.policy, self.selector, self.rollouts = policy, None, None
         self.plain_dataset = train_dataset if plain_dataset is None else plain_dataset
+        self.heldout_dataset = heldout_dataset
         self._check_arms(module)
         for one in self.teachers.values():
             one.refuse_sharing(module.student)
@@ -139,6 +142,8 @@ class DistillationTrainer(ResumableTrainer):
         )
         for one in self.teachers.values():
             one.to(args.device)
+        if module.balance.objectives:
+            self._refuse_to_balance()
         if selection is not None:
             self.selector = Selector(selection, self)
         if rollouts is not None:
@@ -172,6 +177,16 @@ class DistillationTrainer(ResumableTrainer):
                         where="policy.arms",
                         expected=", ".join(known) or "an objective that belongs to a module",
                     )
+
+    def _refuse_to_balance(self) -> None:
+        """Refuse GradMag where gradients of single terms cannot be had or cannot be trusted."""
+        for field, bad, why in (
+            ("shard", self.args.shard, "a sharded student gives no gradient of a single term"),
+            ("precision", self.args.fp16, "in fp16 small gradients of a single term are lost"),
+        ):
+            if bad:
+                hint = "Give the objectives weights in numbers, or use bf16." if field == "precision" else None
+                raise RecipeError(f"{why}, which weight: gradmag needs", where=f"train.{field}", hint=hint)
 
     def _build_parts(self) -> None:
         rows = range(min(self.args.train_batch_size, len(self.train_dataset)))
@@ -268,11 +283,15 @@ class DistillationTrainer(ResumableTrainer):
             self._before = {name: list(kept) for name, kept in self._window.items()}, list(self._loss)
         if self.state.global_step == 0 and self.model.alphas.are_measured:
             self._begin_alphas(batches)
-        self._loss[1] += 1
+        self.model.balance.forget()
         per_batch = [self.model.count(batch) for batch in batches]
         names = list(per_batch[0])
         sums = torch.stack([sum(c[n] for c in per_batch).to(device, torch.float64) for n in names])
-        return batches, dict(zip(names, self._sum_over_ranks(sums)))
+        counts = dict(zip(names, self._sum_over_ranks(sums)))
+        if self.state.global_step == 0 and self.model.balance.objectives:
+            self._begin_balance(batches, counts)
+        self._loss[1] += 1
+        return batches, counts
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Turn the policy's round before the first micro-batch of the step on which it ends."""
@@ -283,6 +302,8 @@ class DistillationTrainer(ResumableTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step and self.accelerator.sync_gradients:  # the window's last micro-batch
             self.model.alphas.take(self._means_of_step())
+        if self.model.balance.objectives and self.accelerator.sync_gradients:
+            self.model.balance.take(self._sum_over_ranks)
         return loss
 
     @torch.no_grad()
@@ -297,6 +318,16 @@ class DistillationTrainer(ResumableTrainer):
                 _add(self._step, name, total.item(), output.counts[name].item())
         self.model.train(was_training)
         self.model.alphas.begin(self._means_of_step())
+
+    def _begin_balance(self, batches: Sequence[dict[str, Any]], counts: Mapping[str, torch.Tensor]) -> None:
+        """Measure the first window once before it is trained on: GradMag's weights are those of the step before."""
+        was_training = self.model.training
+        self.model.eval()
+        for batch in map(self._prepare_inputs, batches):
+            with self.compute_loss_context_manager():
+                self.model(batch, self.signals(batch), self.weights, counts)
+        self.model.train(was_training)
+        self.model.balance.take(self._sum_over_ranks)
 
     def _means_of_step(self) -> dict[str, float]:
         """Return the mean of every term over the whole window and all ranks, and forget them."""
@@ -342,6 +373,7 @@ class DistillationTrainer(ResumableTrainer):
             for parameter in model.parameters():
                 parameter.grad = None  # optimisers pass over such parameters: no update, no decay, no momentum
             self._window, self._loss = self._before
+            self.model.balance.undo()
             return torch.zeros_like(norm)
         return norm
 
@@ -468,6 +500,9 @@ class DistillationTrainer(ResumableTrainer):
                 name: {"value": total / max(count, 1.0), "weight": weights[name]}
                 for name, (total, count) in self._of_all_ranks(self._window).items()
             }
+            for objective in self.model.objectives:
+                if objective.name in terms and (notes := objective.notes(self.model.part_of(objective))):
+                    terms[objective.name]["notes"] = notes
             self._window = {}
             # The Trainer (5.23) forgets on resuming what it has not logged, and counts skipped steps.
             loss, steps = self._loss_of_all_ranks(), self._loss[1]

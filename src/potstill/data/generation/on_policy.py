@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,6 +77,8 @@ class OnPolicySampler:
         per: What one draw of u decides: "batch" (GKD) or "row" (every batch then holds both kinds).
         buffer: Rows of written text that are kept to be used again; 0 = none.
         reuse: Chance that rows come from the buffer, once it has enough, and are not written anew.
+        remade: Keys of the batch that go with its tokens (which of them form a phrase, say), and how each is made from
+            a batch: they are made anew when the student has written.
         seed: Of all draws; give every process its own.
 
     Raises:
@@ -101,6 +103,7 @@ class OnPolicySampler:
         per: Literal["batch", "row"] = "batch",
         buffer: int = 0,
         reuse: float = 0.0,
+        remade: Mapping[str, Callable[[Mapping[str, Any]], Tensor]] | None = None,
         seed: int = 0,
     ):
         where = "rollout"
@@ -120,7 +123,7 @@ class OnPolicySampler:
                 got=buffer,
             )
         self.lmbda, self.per, self.reuse, self.size, self.alpha = lmbda, per, reuse, buffer, alpha
-        self.max_new_tokens, self.pad_token_id = max_new_tokens, pad_token_id
+        self.max_new_tokens, self.pad_token_id, self.remade = max_new_tokens, pad_token_id, dict(remade or {})
         self.writing = {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": eos_token_id,
@@ -149,14 +152,16 @@ class OnPolicySampler:
             InputError: A key of the batch goes with the tokens and would be wrong for others.
         """
         device = next(student.parameters()).device
-        rows = self._rows_of({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+        given = {k: v for k, v in batch.items() if k not in self.remade}
+        rows = self._rows_of({k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
         draws = torch.rand(len(rows) if self.per == "row" else 1, generator=self._choices).expand(len(rows))
         chosen = [i for i, u in enumerate(draws.tolist()) if u < self.lmbda]
         if chosen:
             fresh = self._again(len(chosen)) or self._written([rows[i] for i in chosen], student, teacher)
             for i, row in zip(chosen, fresh):
                 rows[i] = row
-        return self._together(rows, frozenset(chosen), device)
+        found = self._together(rows, frozenset(chosen), device)
+        return {**found, **{key: make(found) for key, make in self.remade.items()}}
 
     @property
     def needs_teacher(self) -> bool:

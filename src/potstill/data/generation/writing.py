@@ -36,7 +36,7 @@ def write_tokens(
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Tensor,
     eos_token_id: int | Sequence[int] | None,
     pad_token_id: int,
     temperature: float = 1.0,
@@ -56,7 +56,7 @@ def write_tokens(
         model: A causal language model of transformers: takes ``past_key_values``, returns ``logits``.
         input_ids: Prompts, padded on the left, ``[B, L]``.
         attention_mask: 1 at tokens of the prompts, ``[B, L]``.
-        max_new_tokens: Most tokens to write per row.
+        max_new_tokens: Most tokens to write per row: one number, or one for each row, ``[B]``.
         eos_token_id: The token, or tokens, that end a text; None = every row gets ``max_new_tokens``.
         pad_token_id: Stands behind the end of a row.
         temperature: Both models' logits are divided by it; 0 = take the most likely token.
@@ -78,19 +78,20 @@ def write_tokens(
     Source:
         Teacher-mixed sampling: Gu et al., "MiniLLM", ICLR 2024, section 2.2.
     """
-    _check(input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, alpha, teacher)
+    rooms = torch.as_tensor(max_new_tokens, device=input_ids.device).expand(len(input_ids))
+    _check(input_ids, attention_mask, int(rooms.min()) if len(rooms) else 1, temperature, top_k, top_p, alpha, teacher)
     ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-    writers = [_Writer(model, attention_mask, max_new_tokens)]
+    writers = [_Writer(model, attention_mask, rooms)]
     if teacher is not None and alpha > 0:
-        writers.append(_Writer(teacher, attention_mask, max_new_tokens))
+        writers.append(_Writer(teacher, attention_mask, rooms))
     B, device = len(input_ids), input_ids.device
     end_ids = torch.tensor(ends, dtype=torch.long, device=device)
     is_open = torch.ones(B, dtype=torch.bool, device=device)
     tokens, kept, chances = [], [], []
     new = input_ids
-    with _evaluating(model, teacher):
-        for _ in range(max_new_tokens):
-            log_p = _mixed([writer.write(new) for writer in writers], alpha, temperature)
+    with evaluating(model, teacher):
+        for t in range(int(rooms.max())):
+            log_p = _mixed([writer.write(new, is_open) for writer in writers], alpha, temperature)
             log_p = _narrowed(log_p, top_k, top_p)
             drawn = (
                 log_p.argmax(-1) if temperature == 0 else torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
@@ -100,7 +101,7 @@ def write_tokens(
             tokens.append(drawn)
             kept.append(is_open)
             chances.append(chance.masked_fill(~is_open, 0))
-            is_open = is_open & ~torch.isin(drawn, end_ids)
+            is_open = is_open & ~torch.isin(drawn, end_ids) & (t + 1 < rooms)
             if not is_open.any():
                 break
             new = drawn[:, None]
@@ -121,7 +122,7 @@ def pad_left(rows: Sequence[Tensor], pad_token_id: int) -> tuple[Tensor, Tensor]
 class _Writer:
     """One model, its cached keys, and where its rows stand."""
 
-    def __init__(self, model: nn.Module, attention_mask: Tensor, room: int):
+    def __init__(self, model: nn.Module, attention_mask: Tensor, rooms: Tensor):
         self.model, self.mask, self.past = model, attention_mask.long(), None
         takes = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in takes
@@ -132,12 +133,16 @@ class _Writer:
                 where="write_tokens",
                 expected="a causal language model that takes past_key_values",
             )
-        check_room(model, int(self.mask.sum(1).max()), room)
+        longest = int((self.mask.sum(1) + rooms).argmax())
+        check_room(model, int(self.mask[longest].sum()), int(rooms[longest]))
 
-    def write(self, tokens: Tensor) -> Tensor:
-        """Take in the prompts, then one token after another; return the logits of the next, ``[B, V]``."""
+    def write(self, tokens: Tensor, is_open: Tensor) -> Tensor:
+        """Take in the prompts, then one token after another; return the logits of the next, ``[B, V]``.
+
+        A row that is not open goes no further: its position could be beyond the model's last.
+        """
         if self.past is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+            self.mask = torch.cat([self.mask, is_open[:, None].long()], 1)
         given = {"input_ids": tokens, "attention_mask": self.mask, "use_cache": True, **self.keeps_last}
         if self.past is not None:
             given["past_key_values"] = self.past
@@ -191,7 +196,7 @@ def _narrowed(log_p: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 @contextmanager
-def _evaluating(*models: nn.Module | None) -> Iterator[None]:
+def evaluating(*models: nn.Module | None) -> Iterator[None]:
     """Run in eval mode, and leave every module in the mode it was in."""
     training = [m for model in models if model is not None for m in model.modules() if m.training]
     for module in training:

@@ -8,6 +8,7 @@ from potstill._lazy import lazy_names
 _HOMES = {
     "ActiveDistillSelection": "active_policy",
     "Chosen": "base",
+    "DDKSelection": "domain_mixture",
     "EntropySelector": "selectors",
     "KCenterSelector": "selectors",
     "MarginSelector": "selectors",

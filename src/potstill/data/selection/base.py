@@ -11,6 +11,8 @@ import torch
 from potstill.errors import IntegrityError
 from potstill.registry import Registry
 
+Read = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -21,12 +23,18 @@ class Pool:
         student: Returns the student's output for all samples, ``(n, ...)``, in eval mode, on the CPU.
         teacher: Returns the teacher's output for the samples of these numbers (None = all), ``(m, ...)``.
         batch: Returns an entry of the batch for all samples, such as "labels", ``(n, ...)``.
+        measure: ``measure("student" or "teacher", read, indices)`` returns what ``read(output, batch)`` makes of every
+            batch of these samples (None = all), joined ``(m, ...)``: for outputs too large to be kept, such as those of
+            all tokens. The model is in eval mode and has no graph.
+        heldout: The samples of the policy's ``heldout`` split; None if it names none.
     """
 
     size: int
     student: Callable[[], torch.Tensor]
     teacher: Callable[[torch.Tensor | None], torch.Tensor]
     batch: Callable[[str], torch.Tensor]
+    measure: Callable[[str, Read, torch.Tensor | None], torch.Tensor] | None = None
+    heldout: Pool | None = None
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,14 @@ class Chosen:
         batch: What else every batch is to hold of them: key -> ``(m, ...)`` in the order of ``indices``, such as
             "sample_weight".
         facts: What the history tells of the choice: numbers by name.
+        order: The whole epoch sample by sample, which may then have some of them more often than others; None = the
+            epoch shuffles them.
     """
 
     indices: torch.Tensor
     batch: Mapping[str, torch.Tensor] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
+    order: torch.Tensor | None = None
 
 
 class SelectionPolicy:
@@ -56,11 +67,15 @@ class SelectionPolicy:
         on: Output of the student, and of the teacher unless ``teacher_on`` names another, that the pool gives.
         teacher_on: Output of the teacher; None = as ``on``.
         keys: Entries of the batches that the epochs get beside those of the data (see ``Chosen.batch``).
+        heldout: Split of the data that the pool is to give beside the training set; None = none.
+        rows_per_step: Samples that one step sees, of all processes together; set before anything is asked.
     """
 
     on = "logits"
     teacher_on: str | None = None
     keys: tuple[str, ...] = ()
+    heldout: str | None = None
+    rows_per_step: int = 1
 
     def length(self, size: int) -> int:
         """Return how many samples an epoch has, given the size of the pool."""

@@ -18,7 +18,8 @@ class TextCollator:
     The batch is ``input_ids``, ``attention_mask`` and ``labels`` ``[B, L]``, ``domain`` and ``sample_id`` ``[B]``.
     Labels are the tokens of the text and its end token, -100 at prompt and padding; not shifted, so objectives say
     ``shift: true``. The row is the tokens of the prompt followed by those of the text, each cut into tokens for itself,
-    so that training sees the same boundary as writing does. Nothing in it is random.
+    so that training sees the same boundary as writing does. Nothing in it is random. A sample with ``ended`` False (a
+    text that was cut off when it was written) has no end token.
 
     Args:
         tokenizer: With an end token. Without a padding token its end token pads; the mask tells them apart.
@@ -54,7 +55,8 @@ class TextCollator:
         for sample, prompt, text in zip(samples, prompts, texts):
             if not text:
                 raise InputError("the text to write is empty", where=f"sample {sample.get('id', sample.get('index'))}")
-            row = ([*prompt, *text, self.end])[: self.max_tokens]
+            end = [self.end] if sample.get("ended", True) else []
+            row = [*prompt, *text, *end][: self.max_tokens]
             rows.append(row)
             labels.append([IGNORED] * len(prompt) + row[len(prompt) :])
         return {

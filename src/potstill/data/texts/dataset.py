@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from potstill.data.sources import check_index
 from potstill.data.texts.pack import TextPack, check_domains, read_pack
-from potstill.errors import InputError, suggest
+from potstill.errors import InputError, IntegrityError, suggest
 
 SPLITS = {
     "train": "eight tenths of the documents",
@@ -33,7 +33,8 @@ class TextDataset(Dataset):
         seed: Order of the training samples.
         domains: Names; None = all of the pack.
         pack: Where the texts come from; None = the shipped ones.
-        written: Texts by id that stand in place of the pack's; samples without one are left out.
+        written: Rows by id (``read_completions``) whose text stands in place of the pack's; samples without one are
+            left out. They have an entry ``ended`` beside the others: False where the text was cut off.
 
     Raises:
         InputError: An unknown split or domain, or nothing is left.
@@ -48,7 +49,7 @@ class TextDataset(Dataset):
         *,
         domains: Sequence[str] | None = None,
         pack: TextPack | None = None,
-        written: Mapping[str, str] | None = None,
+        written: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if split not in SPLITS:
             raise InputError(f'unknown split "{split}"', where="split", hint=suggest(str(split), SPLITS))
@@ -63,7 +64,7 @@ class TextDataset(Dataset):
             if row["split"] == split
         ]
         if written is not None:
-            rows = [{**row, "text": written[row["id"]]} for row in rows if row["id"] in written]
+            rows = [_replaced(row, written[row["id"]]) for row in rows if row["id"] in written]
         self.all_samples = len(rows)
         rows = [row for row in rows if row["text"].strip()]
         self.empty = self.all_samples - len(rows)
@@ -82,3 +83,14 @@ class TextDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = check_index(index, len(self.rows))
         return {"index": number, **self.rows[number]}
+
+
+def _replaced(row: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    if written["prompt"] != row["prompt"]:
+        raise IntegrityError(
+            "the texts were written for other prompts",
+            where="completions",
+            expected=row["prompt"],
+            got=written["prompt"],
+        )
+    return {**row, "text": written["text"], "ended": bool(written.get("ended", True))}

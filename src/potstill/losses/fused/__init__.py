@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from potstill._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from potstill.losses.fused._chunks import BUDGET
     from potstill.losses.fused.lazy import LazyLogits
     from potstill.losses.fused.terms import Term, by_rows, fused_loss, fused_terms, is_by_rows
     from potstill.losses.fused.words import TokenLogProbs, token_log_probs
 
 __all__ = [
+    "BUDGET",
     "LazyLogits",
     "Term",
     "TokenLogProbs",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BUDGET": "_chunks",
     "LazyLogits": "lazy",
     "Term": "terms",
     "TokenLogProbs": "words",

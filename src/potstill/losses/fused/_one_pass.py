@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from potstill.losses._top_k import TopK
 from potstill.losses.fused._chunks import Chunks, Head
 from potstill.losses.fused._slopes import SLOPES, Slope
 from potstill.losses.fused.lazy import LazyLogits
@@ -42,7 +43,6 @@ class Pass:
                 if isinstance(row, LazyLogits) and id(row) not in heads:
                     heads[id(row)] = Head(row, self.picked)
         self.heads = heads
-        self.plain = {id(r): self._flat(r) for t in terms for r in t.rows if isinstance(r, Tensor)}
         dtypes = [h.dtype for h in heads.values()]
         self.working = torch.float64 if torch.float64 in dtypes else torch.float32
         copies = max(_OF_AUTOGRAD if slope is None else _OF_A_SLOPE for slope, _, _ in self.slopes)
@@ -50,8 +50,13 @@ class Pass:
         widths = [h.V for h in heads.values()]
         self.chunks = Chunks(self.rows, widths, dtypes, self.working, copies, budget, self.device)
 
-    def _flat(self, row: Tensor) -> Tensor:
-        return row.detach().reshape(self.N, *row.shape[self.student.hidden.ndim - 1 :])
+    def _places(self, own: slice, kept: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the indices, one for each leading axis, of the rows of a tile, or of some of them."""
+        if self.picked is None:
+            numbers = torch.arange(own.start, own.stop, device=self.device)
+        else:
+            numbers = self.picked[own]
+        return places(numbers if kept is None else numbers[kept], self.student.hidden.shape[:-1])
 
     def _own(self, row: Tensor) -> Tensor:
         row = row.flatten()
@@ -164,11 +169,10 @@ class Pass:
             if isinstance(row, LazyLogits):
                 rows.append(self._copy(f"row {k}", finished[id(row)], kept, alone))
             else:
-                row = self.plain[id(row)]
-                row = row[own] if self.picked is None else row[self.picked[own]]
-                row = row if kept is None else row[kept]
-                # A slope overwrites what it is given.
-                rows.append(row.to(self.working, copy=True) if row.is_floating_point() else row)
+                row = row[self._places(own, kept)]
+                # A slope overwrites what it is given; taking rows by their numbers has made a copy.
+                is_real = isinstance(row, Tensor) and row.is_floating_point()
+                rows.append(row.detach().to(self.working) if is_real else row)
         logits = self._copy("logits", logits, kept, alone)
         found, slope = self._slope(i, logits, rows, with_grad)
         if kept is None:
@@ -201,6 +205,11 @@ class Pass:
         return self.chunks.memory(name, *tile.shape, self.working)
 
 
+def places(numbers: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Return what picks rows by their numbers out of anything that can be indexed by its leading axes."""
+    return torch.unravel_index(numbers, shape) if len(shape) > 1 else (numbers,)
+
+
 def rows_of(term: Term, logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Return the value of every row, as the loss itself computes it."""
     return term.loss(logits, *rows, reduction="none", **term.options)
@@ -215,7 +224,7 @@ def _slope_of(term: Term) -> tuple[Slope | None, dict[str, Any], int | None]:
     n = options.pop("shared_vocab", None)
     taken = [p.name for p in inspect.signature(slope).parameters.values() if p.kind is p.KEYWORD_ONLY]
     taken.remove("scratch")
-    if not options.keys() <= set(taken):
+    if not options.keys() <= set(taken) or (n is not None and any(isinstance(row, TopK) for row in term.rows)):
         return None, {}, None
     defaults = inspect.signature(term.loss).parameters
     return slope, {name: options.get(name, defaults[name].default) for name in taken}, n

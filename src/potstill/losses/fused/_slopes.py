@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.losses._top_k import TopK
 from potstill.losses.forward_kl import kd_kl
 from potstill.losses.jensen_shannon import generalized_jsd
 from potstill.losses.reversed_kl import reverse_kl
+from potstill.losses.top_k_targets import cached_loss
 from potstill.losses.total_variation import tv_distance
 
 # Stands for log 0, as of a banned word: 0 times it is 0, where 0 times infinity is NaN.
@@ -122,7 +124,40 @@ def cross_entropy_slope(
     return _priced(values), grad.scatter_add_(-1, labels, grad.new_full(labels.shape, label_smoothing - 1))
 
 
+class _Known:
+    """A student of whom nothing is asked but log-probabilities that are known already."""
+
+    def __init__(self, log_probs: Tensor, words: int):
+        self.log_probs, self.shape = log_probs, (*log_probs.shape[:-1], words)
+
+    def log_probs_at(self, ids: Tensor, temperature: float) -> Tensor:
+        return self.log_probs
+
+
+def cached_slope(
+    logits: Tensor,
+    targets: TopK,
+    *,
+    scratch: Scratch,
+    loss: str,
+    mode: str | None,
+    temperature: float,
+    scale_by_t2: bool | None,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """From kept words only: g at each log q of a kept word is g at its logit, less q Σ g everywhere, over T."""
+    log_q, ids = log_softmax_(logits, temperature), targets.ids.long()
+    with torch.enable_grad():
+        known = log_q.gather(-1, ids).requires_grad_()
+        options = {"loss": loss, "mode": mode, "temperature": temperature, "scale_by_t2": scale_by_t2, "beta": beta}
+        values = cached_loss(_Known(known, logits.shape[-1]), targets, reduction="none", **options)
+        slope = torch.autograd.grad(values.sum(), known)[0].to(logits.dtype)
+    grad = log_q.exp_().mul_(-slope.sum(-1, keepdim=True)).scatter_add_(-1, ids, slope)
+    return values.detach(), grad if temperature == 1 else grad.div_(temperature)
+
+
 SLOPES: dict[Callable, Slope] = {
+    cached_loss: cached_slope,
     F.cross_entropy: cross_entropy_slope,
     generalized_jsd: jsd_slope,
     kd_kl: forward_kl_slope,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class LazyLogits:
     simpler and as good.
 
     Attributes:
-        hidden: Input of the head, ``(..., D)``.
+        hidden: Input of the head, ``(..., D)``, with at least one leading axis.
         weight: ``[V, D]``, tied to the embeddings or not.
         bias: ``[V]`` or None.
         scale: Factor on the product, as Cohere and Granite have.
@@ -49,11 +50,11 @@ class LazyLogits:
             x = getattr(self, name)
             if x is not None and not x.is_floating_point():
                 raise InputError(f"{name} is not floating point", where="LazyLogits", got=x.dtype)
-        if self.weight.ndim != 2 or self.hidden.ndim == 0 or self.hidden.shape[-1] != self.weight.shape[1]:
+        if self.weight.ndim != 2 or self.hidden.ndim < 2 or self.hidden.shape[-1] != self.weight.shape[1]:
             raise ShapeError(
                 "hidden states and output head do not fit",
                 where="LazyLogits",
-                expected="hidden (..., D), weight [V, D]",
+                expected="hidden (..., T, D), weight [V, D]",
                 got=f"hidden {list(self.hidden.shape)}, weight {list(self.weight.shape)}",
             )
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
@@ -93,6 +94,18 @@ class LazyLogits:
         kind = self.device.type
         is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         return torch.get_autocast_dtype(kind) if is_cast and dtype != torch.float64 else dtype
+
+    def __getitem__(self, index: Any) -> LazyLogits:
+        """Pick positions by an index of the leading axes, or words by ``[..., :n]``."""
+        if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis:
+            return replace(self, vocab=len(range(self.shape[-1])[index[1]]))
+        return replace(self, hidden=self.hidden[index])
+
+    def log_probs_at(self, ids: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return the log-probabilities of some words at every position, ``(..., K)``: see ``token_log_probs``."""
+        from potstill.losses.fused.words import token_log_probs
+
+        return token_log_probs(self, ids, temperature=temperature).log_probs
 
     def detach(self) -> LazyLogits:
         """Return the same without a graph."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,14 @@ from torch import Tensor
 from potstill.errors import InputError, ShapeError
 from potstill.losses._common import by_rows as by_rows  # users put it on losses of their own
 from potstill.losses._common import check_choice, check_classes, check_mask, is_by_rows, without_autocast
+from potstill.losses._top_k import TopK
 from potstill.losses.fused._chunks import BUDGET
-from potstill.losses.fused._one_pass import Pass, rows_of
+from potstill.losses.fused._one_pass import Pass, places, rows_of
 from potstill.losses.fused.lazy import LazyLogits
+from potstill.losses.top_k_targets import cached_loss
+
+# Has a row for each of the student's: a ``shape``, and an index of the leading axes.
+Rows = LazyLogits | Tensor | TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +31,9 @@ class Term:
         loss: A loss whose rows do not influence each other: ``kd_kl``, ``reverse_kl``, ``generalized_jsd``,
             ``tv_distance``, ``skew_kl``, ``skew_reverse_kl``, ``dkd``, ``torch.nn.functional.cross_entropy``, or one
             of your own under ``potstill.losses.fused.by_rows``.
-        rows: What it takes after the student's logits: ``LazyLogits``, or tensors with a row for each of the student's
-            (teacher logits, labels, the entries of a cache). No gradient flows into them.
+        rows: What it takes after the student's logits: ``LazyLogits``, or what has a row for each of the student's
+            (tensors of logits or labels; ``TopK`` of a cache, which turns the loss into ``cached_loss``). No gradient
+            flows into them.
         options: Its further keyword arguments.
         factor: Its weight in the sum: a number or a scalar tensor, without a gradient.
         mask: True at rows that count, ``(...)``; None = all, of labels those that are not -100.
@@ -35,7 +41,7 @@ class Term:
     """
 
     loss: Callable[..., Tensor]
-    rows: Sequence[LazyLogits | Tensor]
+    rows: Sequence[Rows]
     options: Mapping[str, Any] = field(default_factory=dict)
     factor: float | Tensor = 1.0
     mask: Tensor | None = None
@@ -88,6 +94,7 @@ def fused_terms(student: LazyLogits, terms: Sequence[Term], *, budget: int = BUD
     if not isinstance(student, LazyLogits):
         raise InputError("the student's logits are there already", where="fused_terms", expected="LazyLogits")
     shape = student.hidden.shape[:-1]
+    terms = [_of_kept_words(term) for term in terms]
     for term in terms:
         _check(student, term, shape)
     masks = [_mask_of(term) for term in terms]
@@ -100,7 +107,7 @@ def fused_terms(student: LazyLogits, terms: Sequence[Term], *, budget: int = BUD
 
 def fused_loss(
     student: LazyLogits,
-    teacher: LazyLogits | Tensor,
+    teacher: Rows,
     loss: Callable[..., Tensor],
     *,
     mask: Tensor | None = None,
@@ -149,6 +156,13 @@ def fused_loss(
     return total / (max(1, student.hidden.shape[:-1].numel()) if counted is None else counted.sum().clamp_min(1))
 
 
+def _of_kept_words(term: Term) -> Term:
+    """Let a loss on a teacher of whom some words were kept be the one made for that."""
+    if term.loss is cached_loss or not any(isinstance(row, TopK) for row in term.rows):
+        return term
+    return replace(term, loss=cached_loss, rows=term.rows[:1], options={**term.options, "loss": term.name})
+
+
 def _mask_of(term: Term) -> Tensor | None:
     if term.mask is None and term.loss is F.cross_entropy:
         return term.rows[0] != term.options.get("ignore_index", -100)
@@ -178,10 +192,10 @@ def _check(student: LazyLogits, term: Term, shape: torch.Size) -> None:
         rows_of(term, nothing, [_no_rows(row, shape) for row in term.rows])
 
 
-def _no_rows(row: LazyLogits | Tensor, shape: torch.Size) -> Tensor:
+def _no_rows(row: Rows, shape: torch.Size) -> Any:
     if isinstance(row, LazyLogits):
         return torch.zeros(0, row.shape[-1], device=row.device)
-    return row.new_zeros(0, *row.shape[len(shape) :])
+    return row[places(torch.zeros(0, dtype=torch.long), shape)]
 
 
 class _Fused(torch.autograd.Function):

@@ -53,7 +53,12 @@ def space_of(recipe: Recipe) -> dict[str, Range]:
     found = {"learning_rate": Range(rate / FACTOR, rate * FACTOR, rate)}
     sections = [section for _, stage in recipe.staged() for section in stage.objectives]
     for section in sections:
-        if len({s.loss for s in sections}) > 1 and reads_teacher(section.loss) and section.weight not in ("auto", 0.0):
+        if (
+            len({s.loss for s in sections}) > 1
+            and reads_teacher(section.loss)
+            and not isinstance(section.weight, str)
+            and section.weight
+        ):
             found.setdefault(f"{section.loss}.weight", Range(1 / FACTOR, FACTOR, 1.0))
         for option, (low, high) in SPACES.get(section.loss, {}).items():
             value = section.options.get(option, default_of(section.loss, option))
@@ -81,7 +86,7 @@ def with_choice(recipe: Recipe, choice: Mapping[str, float]) -> Recipe:
         loss, _, option = name.partition(".")
         for row in _objectives(data):
             if row["loss"] == loss and option == "weight":
-                row["weight"] = row["weight"] * value if row["weight"] != "auto" else "auto"
+                row["weight"] = row["weight"] if isinstance(row["weight"], str) else row["weight"] * value
             elif row["loss"] == loss and (option in row or value != start[name].start):
                 row[option] = value
     return validate(data)
