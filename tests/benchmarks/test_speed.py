@@ -46,3 +46,17 @@ def test_fused_losses_and_whole_logits_agree_and_the_rows_say_what_each_took(scr
     assert_says_where_it_comes_from(rows)
     assert [row["way"] for row in rows] == ["full", "fused", "checkpointed"]
     assert all(float(row["cpu_seconds"]) > 0 for row in rows)
+
+
+def test_a_cache_is_measured_in_bytes_bias_and_speed(script):
+    sizes = ("--vocabulary", 500, "--width", 64, "--layers", 2, "--student-layers", 1, "--rows", 8, "--length", 16)
+    rows = script("teacher_cache", "--tokens", 4, "--k", 16, "--repetitions", 2, *sizes)
+    assert_says_where_it_comes_from(rows)
+    sizes = {(r["vocabulary"], r["form"], r["k"]): float(r["bytes_per_token"]) for r in rows if r["what"] == "bytes"}
+    assert sizes[("151936", "fp16", "64")] == 274
+    assert sizes[("151936", "u8", "64")] == 214
+    for row in rows:
+        if row["what"] == "bias" and row["mode"] == "tail":
+            assert -1 < float(row["relative_bias"]) < 0.01
+    (speed,) = [row for row in rows if row["what"] == "speed"]
+    assert float(speed["read_times_faster"]) > 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from potstill.errors import InputError, IntegrityError, PotstillError, RecipeError
+from potstill.models.load import load_model
 from potstill.recipe import load_recipe
 from potstill.run import distill, plan
 from potstill.run.caching import CacheForm, build_cache
@@ -256,8 +257,6 @@ def test_a_cache_of_something_else_is_refused_by_the_field(digits, change, messa
 
 
 def test_weights_that_were_trained_on_are_another_teacher(digits, tmp_path):
-    from potstill.models.load import load_model
-
     model = load_model("digits-cnn")
     with torch.no_grad():
         next(model.parameters())[0] += 1e-3
@@ -352,3 +351,28 @@ def test_a_recipe_says_where_its_cache_is():
     assert recipe.teacher.cache == "somewhere"
     assert recipe.teacher.cache_mode == "tail"
     assert is_empty(torch.nn.Linear(1, 1, device="meta"))
+
+
+def test_stages_share_a_cached_teacher(digits):
+    two = "stages=[{name: first, train: {steps: 2}}, {name: second, train: {steps: 2}}]"
+    plans = plan("kd-digits", [*DIGITS, f"teacher.cache={digits}", two])
+    assert [p["teacher"]["class"] for p in plans] == ["ResNetForImageClassification"] * 2
+
+
+def test_a_teacher_given_in_python_must_be_the_one_that_was_cached(digits, tmp_path):
+    recipe = load_recipe("kd-digits", [*DIGITS, f"teacher.cache={digits}"])
+    model = load_model("digits-cnn")
+    prepare(recipe, tmp_path, teacher=model).close()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.001)
+    with pytest.raises(RecipeError, match=r'another "teacher\.weights"'):
+        prepare(recipe, tmp_path, teacher=model)
+
+
+def test_an_objective_that_looks_at_weights_runs_its_teacher(tmp_path):
+    objective = (
+        "objectives=[{loss: vlm_ood, on: logits, teacher_on: classifier.1@input, labels: labels, "
+        "text: classifier.1.weight}]"
+    )
+    with pytest.raises(RecipeError, match="looks at the weights of its teacher"):
+        build_cache("kd-digits", tmp_path / "cache", overrides=[*DIGITS, objective])

@@ -54,6 +54,13 @@ CATALOGUE: tuple[System, ...] = (
         ("logits", "hidden"),
     ),
     System(
+        "teacher cache",
+        "loss",
+        "Top-k classes with the mass of the tail (ours); sparse logit sampling, arXiv 2503.16870",
+        ("potstill.losses.cached_loss", "potstill.losses.TopK", "potstill.run.build_cache"),
+        needs=("logits", "pool"),
+    ),
+    System(
         "rivals of optima",
         "policy",
         "Uniform, in turn, one arm, all arms; greedy and Thompson sampling (Thompson 1933)",
