@@ -98,16 +98,24 @@ def cached_loss(
     elif mask is not None:
         targets = _blank(targets, mask)
         student = blank(student, mask) if is_formed else student
-    ids, log_p = targets.ids.detach().long(), targets.log_probs.detach()
-    log_q = student_log_probs(student, ids, temperature, mask)
+    log_q = student_log_probs(student, targets.ids.detach().long(), temperature, mask)
+    return reduce_rows(_rows(log_q, targets, loss, mode, temperature, scale_by_t2, beta), mask, reduction)
+
+
+def _rows(
+    log_q: Tensor, targets: TopK, loss: str, mode: str | None, temperature: float, scale_by_t2: bool | None, beta: float
+) -> Tensor:
+    """Return a value for every position from the student's log-probabilities of the kept classes, ``(..., k)``."""
+    mode, log_p = targets.mode if mode is None else mode, targets.log_probs.detach()
     log_p = log_p.to(torch.promote_types(torch.promote_types(log_p.dtype, torch.float32), log_q.dtype))
     if mode == "sampled":
         rows = _expected(log_p, log_q, targets.counts)
     else:
         tail = targets.tail[float(temperature)].detach().to(log_p) if mode == "tail" else None
-        rows = _divergence(loss, *_bins(log_p / temperature, tail, log_q, ids.shape[-1] == targets.vocab), beta)
+        is_whole = targets.ids.shape[-1] == targets.vocab
+        rows = _divergence(loss, *_bins(log_p / temperature, tail, log_q, is_whole), beta)
     scale_by_t2 = loss == "kd_kl" if scale_by_t2 is None else scale_by_t2
-    return reduce_rows(rows * temperature**2 if scale_by_t2 else rows, mask, reduction)
+    return rows * temperature**2 if scale_by_t2 else rows
 
 
 def _same_classes(student: Any, targets: TopK, shared_vocab: int | None) -> Any:

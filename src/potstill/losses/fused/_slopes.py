@@ -20,7 +20,7 @@ from potstill.losses._top_k import TopK
 from potstill.losses.forward_kl import kd_kl
 from potstill.losses.jensen_shannon import generalized_jsd
 from potstill.losses.reversed_kl import reverse_kl
-from potstill.losses.top_k_targets import cached_loss
+from potstill.losses.top_k_targets import _rows, cached_loss
 from potstill.losses.total_variation import tv_distance
 
 # Stands for log 0, as of a banned word: 0 times it is 0, where 0 times infinity is NaN.
@@ -124,16 +124,6 @@ def cross_entropy_slope(
     return _priced(values), grad.scatter_add_(-1, labels, grad.new_full(labels.shape, label_smoothing - 1))
 
 
-class _Known:
-    """A student of whom nothing is asked but log-probabilities that are known already."""
-
-    def __init__(self, log_probs: Tensor, words: int):
-        self.log_probs, self.shape = log_probs, (*log_probs.shape[:-1], words)
-
-    def log_probs_at(self, ids: Tensor, temperature: float) -> Tensor:
-        return self.log_probs
-
-
 def cached_slope(
     logits: Tensor,
     targets: TopK,
@@ -149,8 +139,7 @@ def cached_slope(
     log_q, ids = log_softmax_(logits, temperature), targets.ids.long()
     with torch.enable_grad():
         known = log_q.gather(-1, ids).requires_grad_()
-        options = {"loss": loss, "mode": mode, "temperature": temperature, "scale_by_t2": scale_by_t2, "beta": beta}
-        values = cached_loss(_Known(known, logits.shape[-1]), targets, reduction="none", **options)
+        values = _rows(known, targets, loss, mode, temperature, scale_by_t2, beta)
         slope = torch.autograd.grad(values.sum(), known)[0].to(logits.dtype)
     grad = log_q.exp_().mul_(-slope.sum(-1, keepdim=True)).scatter_add_(-1, ids, slope)
     return values.detach(), grad if temperature == 1 else grad.div_(temperature)

@@ -96,16 +96,8 @@ class LazyLogits:
         return torch.get_autocast_dtype(kind) if is_cast and dtype != torch.float64 else dtype
 
     def __getitem__(self, index: Any) -> LazyLogits:
-        """Pick positions by an index of the leading axes, or words by ``[..., :n]``."""
-        if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis:
-            return replace(self, vocab=len(range(self.shape[-1])[index[1]]))
+        """Pick positions by an index of the leading axes; a vocabulary slice is ``vocab``."""
         return replace(self, hidden=self.hidden[index])
-
-    def log_probs_at(self, ids: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the log-probabilities of some words at every position, ``(..., K)``: see ``token_log_probs``."""
-        from potstill.losses.fused.words import token_log_probs
-
-        return token_log_probs(self, ids, temperature=temperature).log_probs
 
     def detach(self) -> LazyLogits:
         """Return the same without a graph."""
