@@ -57,6 +57,8 @@ QUIZZES = {
     "sexes": "What is the female of {} called?",
     "elements": "Which chemical element has the symbol {}?",
 }
+# The index of Debian 12's English descriptions; it changes when a point release comes.
+DESCRIPTIONS = "62f59c3cdca9786e4f7adf9002f9f5729a684adcb4667e58e448dec9b5a46c7f"
 SECTIONS = ("games", "science", "python", "doc", "sound", "graphics", "net", "admin")
 
 
@@ -197,18 +199,30 @@ def descriptions(downloads: Path) -> dict[str, list[tuple[str, str, str]]]:
     """Return the package descriptions of Debian by section."""
     environment = apt(downloads)
     shown = subprocess.run(["apt-cache", "dumpavail"], check=True, env=environment, capture_output=True, text=True)
+    (index,) = (downloads / "lists").glob("*_dists_bookworm_main_i18n_Translation-en*")
+    helper = ["/usr/lib/apt/apt-helper", "cat-file", str(index)]  # apt may keep it packed
+    data = subprocess.run(helper, check=True, capture_output=True).stdout
+    if (got := hashlib.sha256(data).hexdigest()) != DESCRIPTIONS:
+        sys.exit(f"the descriptions of Debian 12 are others now: sha256 is {got}, expected {DESCRIPTIONS}")
+    bodies = {fields["Description-md5"]: fields["Description-en"] for fields in paragraphs(data.decode("utf-8"))}
     found: dict[str, list[tuple[str, str, str]]] = {section: [] for section in SECTIONS}
-    for entry in shown.stdout.split("\n\n"):
-        fields = dict(re.findall(r"^([\w-]+): (.*(?:\n .*)*)", entry, re.MULTILINE))
+    for fields in paragraphs(shown.stdout):
         section = fields.get("Section", "").rpartition("/")[2]
-        text = fields.get("Description-en") or fields.get("Description") or ""
-        summary, _, body = text.partition("\n")
-        paragraphs = [" ".join(p.split()) for p in re.sub(r"^ ", "", body, flags=re.MULTILINE).split("\n.\n")]
-        body = "\n\n".join(p for p in paragraphs if p)
+        summary, _, body = bodies.get(fields.get("Description-md5", ""), "").partition("\n")
+        parts = [" ".join(part.split()) for part in re.sub(r"^ ", "", body, flags=re.MULTILINE).split("\n.\n")]
+        body = "\n\n".join(part for part in parts if part)
         if section in found and FEWEST <= len(body) <= MOST:
             source = fields.get("Source", fields["Package"]).split()[0]  # packages of one source share sentences
             found[section].append((source, f"Describe the Debian package {fields['Package']}: {summary}", body))
     return found
+
+
+def paragraphs(text: str) -> Iterator[dict[str, str]]:
+    """Yield the entries of a control file."""
+    for entry in text.split("\n\n"):
+        fields = dict(re.findall(r"^([\w-]+): (.*(?:\n .*)*)", entry, re.MULTILINE))
+        if fields:
+            yield fields
 
 
 def split_of(document: str) -> str:

@@ -38,3 +38,11 @@ def test_importing_the_package_leaves_torch_alone(script):
     assert_says_where_it_comes_from(rows.values())
     assert rows["import potstill"]["imports_torch"] == "no"
     assert set(rows) == {"import potstill", "potstill --help", "python -c pass"}
+
+
+def test_fused_losses_and_whole_logits_agree_and_the_rows_say_what_each_took(script):
+    sizes = ("--tokens", 64, "--vocabulary", 2000, "--width", 16, "--teacher-width", 8, "--repetitions", 1)
+    rows = script("fused_losses", *sizes, "--rounds", 1, "--ways", "fused", "checkpointed")
+    assert_says_where_it_comes_from(rows)
+    assert [row["way"] for row in rows] == ["full", "fused", "checkpointed"]
+    assert all(float(row["cpu_seconds"]) > 0 for row in rows)

@@ -25,6 +25,7 @@ CLASSES = {
     "MinillmReturns",
     "OutputDiscriminator",
     "QuantileNet",
+    "SpecialToken",
     "Term",
     "TopK",
 }

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from potstill.errors import InputError, ShapeError
-from potstill.losses import TopK, cached_loss, generalized_jsd, kd_kl, reverse_kl, tv_distance
+from potstill.losses import LazyLogits, TopK, cached_loss, generalized_jsd, kd_kl, reverse_kl, tv_distance
+from potstill.losses._cached_term import cached_term
+from potstill.losses.fused import Term, fused_terms
 
 WHOLE = {"kd_kl": kd_kl, "reverse_kl": reverse_kl, "generalized_jsd": generalized_jsd, "tv_distance": tv_distance}
 every_loss = pytest.mark.parametrize("name", list(WHOLE))
@@ -153,18 +155,39 @@ def test_a_student_surer_than_floats_can_tell_keeps_a_finite_gradient():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_logits_that_are_never_formed_give_the_same_value_and_gradient(reduction):
-    fused = pytest.importorskip("potstill.losses.fused")
     draws = torch.Generator().manual_seed(0)
     hidden = torch.randn(6, 8, generator=draws, dtype=torch.float64).requires_grad_()
     head = torch.randn(V + 3, 8, generator=draws, dtype=torch.float64).requires_grad_()
     mask = torch.tensor([True, True, False, True, False, True])
     options = {"temperature": 2.0, "mask": mask, "shared_vocab": V, "reduction": reduction}
     found = []
-    for student in (fused.LazyLogits(hidden, head), hidden @ head.T):
+    for student in (LazyLogits(hidden, head), hidden @ head.T):
         value = cached_loss(student, keep(logits(seed=1), 5, (2.0,)), **options)
         found.append((value.detach(), *torch.autograd.grad(value.sum(), (hidden, head))))
     for lazy, formed in zip(*found):
         torch.testing.assert_close(lazy, formed)
+
+
+@pytest.mark.parametrize("mode", ["tail", "renormalised", "sampled"])
+def test_it_is_one_term_among_others_on_logits_that_are_never_formed(mode):
+    draws = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 8, generator=draws, dtype=torch.float64).requires_grad_()
+    head = torch.randn(V, 8, generator=draws, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([3, 5, -100, 7, 9, 11])
+    targets = draw(logits(seed=1), 8, 0) if mode == "sampled" else keep(logits(seed=1), 5, mode=mode)
+    mask = torch.tensor([True, True, False, True, False, True])
+    term = cached_term(targets, "kd_kl", {"scale_by_t2": False}, mask)
+    assert term.name == "kd_kl"
+    loss, totals = fused_terms(
+        LazyLogits(hidden, head), [term, Term(torch.nn.functional.cross_entropy, (labels,), factor=0.5)], budget=2000
+    )
+    formed = hidden @ head.T
+    plain = cached_loss(formed, targets, mask=mask, reduction="sum")
+    torch.testing.assert_close(totals[0], plain.detach())
+    plain = plain + 0.5 * torch.nn.functional.cross_entropy(formed, labels, reduction="sum")
+    torch.testing.assert_close(loss, plain)
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, head)), torch.autograd.grad(plain, (hidden, head))):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_cut_vocabulary_is_that_of_the_plain_loss():

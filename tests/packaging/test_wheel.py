@@ -21,6 +21,14 @@ DATA = {
         "noto-Apache-2.0.txt",
         "twemoji-CC-BY-4.0.txt",
     ],
+    "data/texts/pack": [
+        "pack.json",
+        *(f"{name}.jsonl.gz" for name in ("numerics", "learning", "tables", "graphs", "algebra", "words", "facts")),
+    ],
+    "data/texts/pack/licenses": [
+        *("numpy.txt", "scipy.txt", "scikit-learn.txt", "pandas.txt", "networkx.txt", "sympy.txt"),
+        *("wordnet-base.txt", "bsdgames.txt"),
+    ],
     "data/digits/pack": ["pack.json", "digits.png"],
     "data/digits/pack/licenses": ["mnist-MIT.txt"],
     "recipes": [

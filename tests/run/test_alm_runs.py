@@ -3,9 +3,11 @@ import json
 import pytest
 import torch
 
-from potstill import distill, plan, source_from_datasets
+from potstill import distill, evaluate_model, plan, source_from_datasets
 from potstill.data.texts import byte_tokenizer
 from potstill.errors import RecipeError
+from potstill.recipe.schema import TeacherSection
+from potstill.run.vocabularies import check_reading
 from text_models import llama, save_pair
 from two_vocabularies import BPE, BYTES, Samples, collator
 
@@ -101,6 +103,11 @@ def test_comparing_token_by_token_across_tokenizers_is_refused(teacher):
     assert "loss: alm" in str(error.value)
 
 
+def test_texts_that_the_student_writes_are_refused(teacher):
+    with pytest.raises(RecipeError, match=r"rollout: what the student writes"):
+        plan({**recipe(teacher, ALM), "rollout": {"lmbda": 0.5}})
+
+
 def test_alm_with_one_stream_of_tokens_is_refused(teacher):
     with pytest.raises(RecipeError, match='no "student_chunks"'):
         plan(recipe(teacher, ALM, tokenizer=None, teacher_tokenizer=None))
@@ -129,6 +136,12 @@ def test_output_layers_padded_differently_name_the_rows_to_share(tmp_path):
     assert plan(recipe(teacher, {**logits, "shared_vocab": 260}, **given))
 
 
+def test_a_teacher_made_in_python_has_no_tokenizer_to_compare_with():
+    built, rows = llama(vocabulary=285), Samples()
+    source = source_from_datasets({"train": rows, "test": rows}, collator(BPE, BYTES).student, processor=BPE)
+    check_reading(source, {"teacher": built}, {"teacher": ("teacher", TeacherSection(model="given in Python"))})
+
+
 def test_data_made_in_python_is_checked_too(teacher):
     rows = Samples()
     source = source_from_datasets({"train": rows, "test": rows}, collator(BPE, BYTES), processor=BPE)
@@ -137,3 +150,12 @@ def test_data_made_in_python_is_checked_too(teacher):
     source = source_from_datasets({"train": rows, "test": rows}, collator(BPE, BYTES).student, processor=BPE)
     with pytest.raises(RecipeError, match="would read ids of another tokenizer"):
         plan({**recipe(teacher, TEXT), "data": {"source": "scenes"}}, source=source)
+
+
+def test_measuring_against_a_teacher_with_another_tokenizer_is_refused(teacher, tmp_path):
+    made = recipe(teacher, ALM, TEXT)
+    student = distill(made, tmp_path / "run").folder / "student"
+    scores = evaluate_model(student, made, teacher=teacher, samples=4)
+    assert scores["fidelity"]["main"]["chunks"] > 20
+    with pytest.raises(RecipeError, match="would read ids of another tokenizer"):
+        evaluate_model(student, {**made, "data": {**made["data"], "teacher_tokenizer": None}}, teacher=teacher)

@@ -11,6 +11,7 @@ from potstill.run import distill, plan
 from potstill.run.caching import CacheForm, build_cache
 from potstill.run.prepare import is_empty, prepare
 from potstill.teachers.cache import CacheReader
+from text_models import byte_tokenizer, save_pair
 
 SMALL = (
     *("train.steps=4", "train.batch_size=8", "train.warmup_steps=0", "train.threads=1", "train.log_every=1"),
@@ -153,6 +154,35 @@ def test_captions_keep_the_positions_that_have_a_label(scenes, tmp_path):
     cached = trained("kd-scenes", tmp_path / "cached", [*overrides, f"teacher.cache={folder}"])
     for with_teacher, from_cache in zip(live, cached, strict=True):
         assert 0 < from_cache["caption"] < with_teacher["caption"] * 1.001
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    teacher = save_pair(tmp_path_factory.mktemp("llama") / "teacher", width=32)
+    return [
+        *(*SMALL, f"teacher={{model: {teacher}}}", "student={builder: depth, layers: 1}"),
+        *("data={source: texts, max_tokens: 320, size: 24, written: 0}", "evaluate.attention=false"),
+        "objectives=[{loss: kd_kl, name: answer, on: logits, labels: labels, shift: true}, "
+        "{loss: cross_entropy, name: text, on: logits, labels: labels, shift: true}]",
+    ]
+
+
+@pytest.mark.parametrize("form", [CacheForm(k=40), CacheForm(k=40, log_probs="u8", batch_size=5)])
+def test_a_language_model_keeps_the_words_it_would_write(texts, form, tmp_path):
+    folder = build_cache("kd-smollm2", tmp_path / "cache", overrides=texts, form=form)
+    field = CacheReader(folder).fields[0]
+    assert (field.mask, field.shift, field.vocab, field.is_ragged) == ("labels", True, 260, True)
+    live = trained("kd-smollm2", tmp_path / "live", texts)
+    cached = trained("kd-smollm2", tmp_path / "cached", [*texts, f"teacher.cache={folder}"])
+    assert live[0]["text"] == cached[0]["text"]
+    assert live[0]["answer"] * 0.5 < cached[0]["answer"] < live[0]["answer"]
+    with pytest.raises(RecipeError, match=r"reads other positions.*labels.*shifted"):
+        plan("kd-smollm2", [*texts, f"teacher.cache={folder}", "objectives[0].shift=false"])
+    byte_tokenizer(end="<|stop|>").save_pretrained(tmp_path / "words")
+    with pytest.raises(RecipeError, match='another "tokenizer"'):
+        plan("kd-smollm2", [*texts, f"teacher.cache={folder}", f"data.tokenizer={tmp_path / 'words'}"])
+    with pytest.raises(RecipeError, match="texts that the student writes are in no cache"):
+        plan("kd-smollm2", [*texts, f"teacher.cache={folder}", "rollout={lmbda: 0.5}"])
 
 
 def test_hidden_states_and_maps_come_from_a_cache_and_a_policy_plays_on(coca_teacher, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.data.texts.bytes import BYTES, SPECIAL, byte_tokenizer
 from potstill.errors import InputError, RecipeError
-from potstill.losses.vocabulary_bytes import byte_alphabet
+from potstill.losses._vocabularies import byte_alphabet
 from potstill.models.load import find_model
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

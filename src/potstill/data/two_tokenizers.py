@@ -9,7 +9,7 @@ import torch
 
 from potstill.align import SpecialToken, align_chunks, token_bytes
 from potstill.errors import InputError
-from potstill.losses.vocabulary_bytes import vocabulary_kind
+from potstill.losses._vocabularies import vocabulary_kind
 
 __all__ = ["TwoTokenizerCollator"]
 

@@ -31,12 +31,13 @@ class ChunkComparison:
     student: float = 0.0
     teacher: float = 0.0
     gap: float = 0.0
+    kl: float = 0.0
 
     def add(
         self, student: nn.Module, teacher: nn.Module, output_s: Any, output_t: Any, batch: Mapping[str, Any]
     ) -> None:
         """Count one batch; models that predict no next token are passed over."""
-        from potstill.losses import chunk_logprobs
+        from potstill.losses import alm_loss_from_logprobs, chunk_logprobs
 
         if not (is_causal(student) and is_causal(teacher)):
             return
@@ -52,12 +53,20 @@ class ChunkComparison:
         self.chunks += len(s)
         self.student, self.teacher = self.student - float(s.sum()), self.teacher - float(t.sum())
         self.gap += float((s - t).abs().sum())
+        every, options = torch.ones_like(s, dtype=torch.bool), {"temperature": 1.0, "eps": 0.0, "reduction": "sum"}
+        self.kl += float(
+            alm_loss_from_logprobs(s, t, every, **options) - alm_loss_from_logprobs(t, t, every, **options)
+        )
         if isinstance(batch.get("chunk_bytes"), torch.Tensor):
             self.num_bytes += int(batch["chunk_bytes"].sum())
 
     def result(self) -> dict[str, Any]:
         """Return the scores, ready for JSON."""
-        scores: dict[str, Any] = {"chunk_gap": self.gap / self.chunks, "chunks": self.chunks}
+        scores: dict[str, Any] = {
+            "chunk_gap": self.gap / self.chunks,
+            "chunk_kl": max(self.kl, 0.0) / self.chunks,
+            "chunks": self.chunks,
+        }
         if self.num_bytes:
             bits = self.num_bytes * math.log(2)
             scores |= {"bits_per_byte": self.student / bits, "teacher_bits_per_byte": self.teacher / bits}

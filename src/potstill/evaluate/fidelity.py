@@ -65,7 +65,8 @@ def fidelity(
         bins), ``samples`` (rows, or tokens); with several positions per row also ``kl_by_position`` (nats, of the
         first 64 predicted tokens of a row). Empty if the models have no output in common. Of models that read a text in
         different tokens (``TwoTokenizerCollator``) instead ``chunk_gap``, the mean distance in nats between their
-        log-probabilities of a chunk of text, ``chunks``, and ``bits_per_byte`` of each over these chunks.
+        log-probabilities of a chunk of text, ``chunk_kl``, the KL of "this chunk, or another" in nats, ``chunks``, and
+        ``bits_per_byte`` of each over these chunks.
 
     Raises:
         ShapeError: Both models answer a task with other classes.

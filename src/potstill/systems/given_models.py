@@ -11,9 +11,8 @@ from torch import nn
 
 from potstill.data.sources import DataSource
 from potstill.recipe import load_recipe
+from potstill.recipe.schema import GIVEN as GIVEN
 from potstill.run.prepare import Prepared, prepare, with_source
-
-GIVEN = "given in Python"
 
 
 class GivenModels:

@@ -43,6 +43,7 @@ class CachedTeacher:
         name: str = "teacher",
     ):
         self.reader, self.mode, self.name = reader, mode, name
+        self.head = None  # there is none that could be left out
         self.outputs, self._taps = list(outputs), list(taps)
         self.numbers = {one: reader.field(one) for one in [*self.outputs, *self._taps]}
 
