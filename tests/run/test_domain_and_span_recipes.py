@@ -88,3 +88,13 @@ def test_spans_are_needed_and_said_to_be_missing(tmp_path):
 def test_options_out_of_range_are_refused_with_their_place(tmp_path, override, place):
     with pytest.raises(InputError, match=place):
         plan("dac-kl-smollm2", [*small(tmp_path, "dac-kl-smollm2"), override])
+
+
+@pytest.mark.parametrize("recipe", ["dac-kl-texts", "ddk-texts"])
+def test_the_shipped_teacher_of_texts_teaches_by_them(tmp_path, recipe):
+    more = ["selection.interval=1", "selection.samples=1"] if recipe == "ddk-texts" else ["rollout.max_new_tokens=4"]
+    overrides = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "train.warmup_steps=0", "data.size=64"]
+    overrides += ["data.written=1", "evaluate.samples=2", "evaluate.batch_size=2", "evaluate.shown=0", *more]
+    distill(recipe, tmp_path / "run", overrides=overrides)
+    assert len(events(tmp_path / "run", "step")) == 2
+    assert len(events(tmp_path / "run", "selection")) == (2 if recipe == "ddk-texts" else 0)

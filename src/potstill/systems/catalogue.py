@@ -295,7 +295,7 @@ CATALOGUE: tuple[System, ...] = (
         _names("losses", "dac_kl_loss", "dac_kl_tokens", "QuantileNet", "span_correlation_loss", "scrg_select")
         + _names("objectives", "DacKLObjective", "SpanCorrelationObjective")
         + _names("data.generation", "scrg_regenerate", "CorrectingSampler"),
-        "dac-kl-smollm2",
+        "dac-kl-texts",
         needs=("logits", "labels", "generation"),
     ),
     System(
@@ -306,7 +306,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("data.selection", "DDKSelection")
         + _names("losses", "ddk_loss", "ddk_terms")
         + _names("objectives", "DDKObjective"),
-        "ddk-smollm2",
+        "ddk-texts",
         needs=("logits", "labels", "pool"),
     ),
 )
