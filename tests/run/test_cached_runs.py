@@ -67,6 +67,15 @@ def scenes(tmp_path_factory, coca_teacher):
     return build_cache("kd-scenes", folder, overrides=overrides, form=CacheForm(k=16, batch_size=8)), overrides
 
 
+def test_a_student_compared_with_kept_classes_needs_no_whole_logits(scenes, tmp_path):
+    folder, overrides = scenes
+    given = [*overrides, f"teacher.cache={folder}"]
+    assert plan("kd-scenes", [*given, "train.logits_budget_mb=null"])[0]["logits"]["fused"]
+    whole = trained("kd-scenes", tmp_path / "whole", [*given, "train.logits_budget_mb=0"])
+    fused = trained("kd-scenes", tmp_path / "fused", [*given, "train.logits_budget_mb=null"])
+    first_terms(fused, whole, 1e-4)
+
+
 def test_a_run_from_a_cache_of_all_classes_is_the_run_with_the_teacher(digits, tmp_path):
     live = distill("kd-digits", tmp_path / "live", overrides=DIGITS)
     cached = distill("kd-digits", tmp_path / "cached", overrides=[*DIGITS, f"teacher.cache={digits}"])

@@ -35,6 +35,9 @@ def runs(teacher, tmp_path_factory):
         "seqkd-smollm2": distill(
             "seqkd-smollm2", folder / "seqkd", overrides=[*given, f"data.completions={folder / 'texts.jsonl'}"]
         ),
+        "skew-kl-smollm2": distill(
+            "skew-kl-smollm2", folder / "skew", overrides=[*given, "rollout.max_new_tokens=4", "evaluate.shown=0"]
+        ),
         "teach-texts": distill("teach-texts", folder / "teach", overrides=[*TINY, *new]),
     }
 
@@ -45,7 +48,12 @@ def events(run):
 
 @pytest.mark.parametrize(
     ("name", "terms"),
-    [("kd-smollm2", {"answer", "text"}), ("seqkd-smollm2", {"text"}), ("teach-texts", {"text"})],
+    [
+        ("kd-smollm2", {"answer", "text"}),
+        ("seqkd-smollm2", {"text"}),
+        ("skew-kl-smollm2", {"answer", "back"}),
+        ("teach-texts", {"text"}),
+    ],
 )
 def test_a_recipe_trains_and_its_student_is_measured_on_texts(runs, name, terms):
     steps = [event for event in events(runs[name]) if event["event"] == "step"]

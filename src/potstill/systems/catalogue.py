@@ -299,6 +299,14 @@ CATALOGUE: tuple[System, ...] = (
         needs=("logits", "labels", "generation"),
     ),
     System(
+        "skew-kl",
+        "loss",
+        "DistiLLM: Towards Streamlined Distillation for Large Language Models, arXiv 2402.03898",
+        _names("losses", "skew_kl", "skew_reverse_kl"),
+        "skew-kl-smollm2",
+        needs=("logits", "generation"),
+    ),
+    System(
         "ddk",
         "policy",
         "DDK: Distilling Domain Knowledge for Efficient Large Language Models, arXiv 2407.16154",
