@@ -196,7 +196,9 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     recipe = recipe_of(options, method, seed)
     distill(recipe, folder, resume=(folder / "recipe.yaml").is_file(), progress=say(f"{method} {seed}"))
     found = json.loads((folder / "metrics.json").read_text())["models"]["student"]
-    scores = found["tasks"]["main"] | found["fidelity"]["main"] | on_its_own_text(options.pair, recipe, folder / "student")
+    scores = (
+        found["tasks"]["main"] | found["fidelity"]["main"] | on_its_own_text(options.pair, recipe, folder / "student")
+    )
     gc.collect()
     row = {
         "pair": options.pair,

@@ -349,7 +349,7 @@ def kept(teacher, k=5, temperatures=(1.0, 2.0), mode="tail"):
         ("renormalised", {"loss": tv_distance}),
         ("tail", {"shared_vocab": 80}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value.get("loss"), "__name__", "kd_kl") if isinstance(value, dict) else value,
 )
 def test_a_cached_teacher_needs_no_whole_logits_of_the_student(mode, options):
     draw = draws()

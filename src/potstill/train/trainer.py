@@ -497,7 +497,7 @@ class DistillationTrainer(ResumableTrainer):
         if "loss" in logs:
             weights = {o.name: self.model.weight_of(o) for o in self.model.objectives}
             terms = {
-                name: {"value": total / max(count, 1.0), "weight": weights[name]}
+                name: {"value": total / max(count, 1.0), "weight": weights[name], "count": int(count)}
                 for name, (total, count) in self._of_all_ranks(self._window).items()
             }
             for objective in self.model.objectives:
