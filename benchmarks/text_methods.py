@@ -10,7 +10,7 @@ those of its packaged recipe (of its last stage); student, steps, batches and le
 
 Appends a row per run to ``benchmarks/results/text_methods_runs.csv``, passing over those that are there, so it can be
 stopped and started again. Measured on held-out texts: perplexity, forward KL to the teacher and agreement on the data,
-ROUGE-L and exact answers of greedy writing; and on what the student itself writes behind held-out prompts: reverse KL to
+stopped and started again. Measured on held-out texts: perplexity, forward KL to the teacher, agreement on the data,
 the teacher and the teacher's perplexity. ``--summary`` replaces ``text_methods.csv``: means, intervals, and paired
 differences to ``kd``.
 """
