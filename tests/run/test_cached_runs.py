@@ -186,6 +186,9 @@ def test_a_language_model_keeps_the_words_it_would_write(texts, form, tmp_path):
     cached = trained("kd-smollm2", tmp_path / "cached", [*texts, f"teacher.cache={folder}"])
     assert live[0]["text"] == cached[0]["text"]
     assert live[0]["answer"] * 0.5 < cached[0]["answer"] < live[0]["answer"]
+    never_formed = [*texts, f"teacher.cache={folder}", "train.logits_budget_mb=null"]
+    assert plan("kd-smollm2", never_formed)[0]["logits"]["fused"]
+    first_terms(trained("kd-smollm2", tmp_path / "fused", never_formed), cached, 1e-4)
     with pytest.raises(RecipeError, match=r"reads other positions.*labels.*shifted"):
         plan("kd-smollm2", [*texts, f"teacher.cache={folder}", "objectives[0].shift=false"])
     byte_tokenizer(end="<|stop|>").save_pretrained(tmp_path / "words")
