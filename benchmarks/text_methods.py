@@ -78,7 +78,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "bytes": {
         "teacher": {"model": "texts-byte-lm"},
         "student": small_llama(64, 2, 512),
-        "data": {"source": "texts", "max_tokens": 192, "written": 64, "chat": False, "domains": None},
+        "data": {"source": "texts", "max_tokens": 320, "written": 64, "chat": False, "domains": None},
         "train": {"batch_size": 16, "learning_rate": 3.0e-3, "log_every": 20, "threads": 1},
         "rollout": {"max_new_tokens": 64},
         "rate": 1.0e-3,
