@@ -262,8 +262,8 @@ def is_done(options: argparse.Namespace, method: str, seed: int) -> bool:
 
 def say(what: str):
     def progress(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] % 50 == 0:
-            print(what, event["step"], round(event["loss"], 4), flush=True)
+        if event["event"] == "step" and event["step"] % 100 == 0:
+            print(what, event["step"], flush=True)
 
     return progress
 
