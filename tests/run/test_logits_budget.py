@@ -72,6 +72,36 @@ def test_a_run_has_the_same_curve_with_and_without_whole_logits(models, tmp_path
     assert set(fused.metrics["models"]["student"]) == set(whole.metrics["models"]["student"])
 
 
+OWN = {
+    "ddk": ([{"loss": "ddk", "name": "text", "on": "logits", "labels": "labels", "gamma": 0.7}], {}),
+    "minillm": (
+        [
+            {"loss": "minillm", "name": "own", "on": "logits"},
+            {"loss": "cross_entropy", "name": "text", "on": "logits", "labels": "data_labels", "shift": True},
+        ],
+        {"rollout": {"lmbda": 0.5, "per": "row", "max_new_tokens": 4, "alpha": 0.2}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_objectives_of_several_terms_are_the_same_with_and_without_whole_logits(models, tmp_path, name):
+    objectives, more = OWN[name]
+    curves = []
+    for budget in (0, None):
+        settings = recipe(models, objectives, logits_budget_mb=budget, steps=4) | more
+        distill(settings, tmp_path / str(budget), source=tiny_texts.source())
+        assert json.loads((tmp_path / str(budget) / "plan.json").read_text())["logits"]["fused"] is (budget is None)
+        rows = [json.loads(line) for line in (tmp_path / str(budget) / "history.jsonl").read_text().splitlines()]
+        curves.append([row for row in rows if row["event"] == "step"])
+    for one, other in zip(*curves, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-5)
+        assert other["terms"].keys() == one["terms"].keys()
+        for term, row in one["terms"].items():
+            assert other["terms"][term]["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-5)
+            assert other["terms"][term].get("notes", {}) == pytest.approx(row.get("notes", {}), rel=1e-4)
+
+
 def test_the_plan_says_what_was_decided_and_from_which_numbers(models):
     always = logits_of(models, logits_budget_mb=None)
     assert always == {

@@ -35,6 +35,7 @@ class Seen:
         progress: Share of the training that is done, in [0, 1): for schedules.
         epoch: Passes over the training set that are done, with a fraction.
         second: The student's signal for ``Objective.second_view``, or None if the objective has none.
+        logits_budget: Bytes that logits may take at a time where they come as ``LazyLogits``.
     """
 
     batch: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Seen:
     progress: float = 0.0
     epoch: float = 0.0
     second: Signal | None = None
+    logits_budget: int = 2**28
 
 
 def is_tap(name: str) -> bool:
@@ -128,8 +130,8 @@ class Objective:
         crosses_tokenizers: True if teacher and student may have read the text in different tokens. It is then told of
             both tokenizers by ``read_tokenizers``.
         reads_weights: True if it looks at the teacher's weights (in ``meet``): its teacher then has to be in memory.
-        takes_lazy: True if the output it reads, of student and teacher, may come as ``LazyLogits``; it then says by
-            ``lazy_term`` what is to be computed on it.
+        takes_lazy: True if the output it reads, of student and teacher, may come as ``LazyLogits``: for
+            ``lazy_term``, or for ``total`` where there is none.
         batch_coupled: True if rows of a batch influence each other (contrastive, correlation, CKA losses): the value
             then depends on the micro-batch, under accumulation and several ranks it is the mean over micro-batches.
     """
@@ -208,9 +210,12 @@ class Objective:
         """Return what the history is to tell beside its value: numbers by name, on the first rank alone."""
         return {}
 
-    def lazy_term(self, seen: Seen) -> Term:
-        """Return what ``total`` computes as a term on the student's ``LazyLogits``, which ``takes_lazy`` promises."""
-        raise NotImplementedError(f"{type(self).__name__} reads whole logits")
+    def lazy_term(self, seen: Seen) -> Term | None:
+        """Return what ``total`` computes as a term on the student's ``LazyLogits``, to be computed beside others.
+
+        None = it is more than one term: ``total`` takes the ``LazyLogits`` itself.
+        """
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return the plan's row about this objective."""

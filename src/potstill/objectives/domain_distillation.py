@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
-from potstill.losses import ddk_terms
+from potstill.losses import ddk_terms, kd_kl
+from potstill.losses.fused import LazyLogits, Term, fused_terms
 from potstill.objectives.base import (
     IGNORE_INDEX,
     OBJECTIVES,
@@ -64,6 +66,7 @@ class DDKObjective(Objective):
         self.gamma, self.temperature = gamma, temperature
         self.student_outputs, self.student_taps = outputs_and_taps(on)
         self.teacher_outputs, self.teacher_taps = outputs_and_taps(self.teacher_on)
+        self.takes_lazy = not (self.student_taps or self.teacher_taps)
 
     def build_part(self, student: Signal, teacher: Signal | None) -> RunningMeans:
         """Return room for what is noted."""
@@ -78,11 +81,19 @@ class DDKObjective(Objective):
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum over the tokens that count, in nats."""
         student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
-        ce, kl = ddk_terms(student, teacher, seen.batch[self.labels], self.temperature)
         count = self.count(seen.batch)
+        if isinstance(student, LazyLogits):
+            labels = F.pad(seen.batch[self.labels][:, 1:], (0, 1), value=IGNORE_INDEX)
+            options = {"temperature": self.temperature}
+            divergence = Term(kd_kl, (teacher,), options, factor=self.gamma, mask=labels != IGNORE_INDEX)
+            loss, sums = fused_terms(student, [Term(F.cross_entropy, (labels,)), divergence], budget=seen.logits_budget)
+            ce, kl = sums / count.clamp_min(1).to(sums.dtype)
+        else:
+            ce, kl = ddk_terms(student, teacher, seen.batch[self.labels], self.temperature)
+            loss = (ce + self.gamma * kl) * count.to(ce.dtype)
         if part.training and count:
             part.take(ce, kl)
-        return (ce + self.gamma * kl) * count.to(ce.dtype)
+        return loss
 
     def notes(self, part: nn.Module | None) -> dict[str, float]:
         """Return cross-entropy and divergence, each a running mean."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from potstill.errors import RecipeError
 from potstill.losses import minillm_returns, reverse_kl
+from potstill.losses.fused import LazyLogits, Term, fused_terms, token_log_probs
 from potstill.objectives.base import IGNORE_INDEX, OBJECTIVES, Objective, Seen, check_number
 
 RETURNS = ("normalised", "future_only", "future_sum")
@@ -46,6 +48,7 @@ class MiniLLMObjective(Objective):
     """
 
     loss_name = "minillm"
+    takes_lazy = True
 
     def __init__(
         self,
@@ -78,18 +81,21 @@ class MiniLLMObjective(Objective):
 
     def total(self, seen: Seen, part: nn.Module | None) -> torch.Tensor:
         """Sum both parts over the written tokens, in nats."""
-        kept = self._kept(seen.batch)
-        student, teacher = (signal.outputs[self.on][:, :-1] for signal in (seen.student, seen.teacher))
-        single = reverse_kl(student, teacher, mask=kept, reduction="sum")
-        tokens = seen.batch[self.labels][:, 1:].masked_fill(~kept, 0)
-        log_q, log_p = torch.zeros(kept.shape, device=kept.device), torch.zeros(kept.shape, device=kept.device)
-        log_q[kept] = _of_tokens(student[kept], tokens[kept])
-        log_p[kept] = _of_tokens(teacher[kept].detach(), tokens[kept])
+        # What a position says is of the token behind it, so the last one says nothing that counts.
+        kept = F.pad(self._kept(seen.batch), (0, 1))
+        tokens = F.pad(seen.batch[self.labels][:, 1:], (0, 1)).masked_fill(~kept, 0)
+        drawn = F.pad(seen.batch[self.log_probs][:, 1:], (0, 1))
+        student, teacher = (signal.outputs[self.on] for signal in (seen.student, seen.teacher))
         with torch.no_grad():
+            log_q, log_p = (_of_tokens(x, tokens, kept, seen.logits_budget) for x in (student, teacher))
             advantage = self._advantage(log_p - log_q, kept)
-            drawn = seen.batch[self.log_probs][:, 1:].to(log_q)
-            advantage = advantage * (log_q - drawn).exp().clamp_max(self.max_weight)
-        return single - (advantage * log_q)[kept].sum()
+            advantage = advantage * (log_q - drawn.to(log_q)).exp().clamp_max(self.max_weight)
+        if isinstance(student, LazyLogits):
+            single = Term(reverse_kl, (teacher,), mask=kept)
+            long = Term(F.cross_entropy, (tokens,), mask=kept, weights=advantage)
+            return fused_terms(student, [single, long], budget=seen.logits_budget)[0]
+        chosen = F.cross_entropy(student[kept].float(), tokens[kept], reduction="none")
+        return reverse_kl(student, teacher, mask=kept, reduction="sum") + (advantage[kept] * chosen).sum()
 
     def _advantage(self, gap: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Return R_t for every position, 0 where nothing was written."""
@@ -112,6 +118,11 @@ class MiniLLMObjective(Objective):
         return batch[self.labels][:, 1:] != IGNORE_INDEX
 
 
-def _of_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of one token per row."""
-    return logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+def _of_tokens(
+    logits: torch.Tensor | LazyLogits, tokens: torch.Tensor, kept: torch.Tensor, budget: int
+) -> torch.Tensor:
+    """Return the log-probability of one token per position, 0 where none counts."""
+    if isinstance(logits, LazyLogits):
+        return token_log_probs(logits, tokens, mask=kept, budget=budget).log_probs
+    found = -F.cross_entropy(logits[kept].float(), tokens[kept], reduction="none")
+    return torch.zeros(kept.shape, dtype=found.dtype, device=found.device).masked_scatter(kept, found)

@@ -287,14 +287,15 @@ class DistillModule(nn.Module):
             seen = self._seen(batch, student, signals, objective)
             is_lazy = objective.takes_lazy and isinstance(student.outputs.get(objective.on), LazyLogits)
             with _placed_at(objective):
-                total = objective.lazy_term(seen) if is_lazy else objective.total(seen, self.part_of(objective))
+                term = objective.lazy_term(seen) if is_lazy else None
+                total = objective.total(seen, self.part_of(objective)) if term is None else None
                 here = objective.count(batch)
             units = here if counts is None else counts[objective.name]
             output.counts[objective.name] = here
             for own in (self.alphas.of(objective), self.balance.of(objective)):
                 weight = weight if own is None else weight * own
-            if is_lazy:
-                terms[objective.name] = replace(total, factor=weight / units.clamp_min(1))
+            if term is not None:
+                terms[objective.name] = replace(term, factor=weight / units.clamp_min(1))
                 continue
             output.totals[objective.name] = total.detach()
             mean = total / units.clamp_min(1).to(total.dtype)
@@ -324,7 +325,8 @@ class DistillModule(nn.Module):
             missing = next(name for name in objective.of if name not in own)
             what = "needs a teacher" if missing == TEACHER else f'needs the teacher "{missing}"'
             raise InputError(what, where=objective.name, hint="Pass the teacher's signal.")
-        return Seen(batch, student, own.get(objective.of[0]), own, self.progress, self.epoch, second)
+        first = own.get(objective.of[0])
+        return Seen(batch, student, first, own, self.progress, self.epoch, second, self.logits_budget)
 
     def _anchor(self, playing: Sequence[Objective], resting: Sequence[Objective], student: Signal) -> torch.Tensor:
         """Return 0 with an edge to all that has no gradient now because its module rests.
