@@ -1,5 +1,6 @@
 """A stand-in for the shipped teacher, so small that the documents' examples run in seconds; one finished run of it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ def stand_in(tmp_path_factory):
     """A folder of packaged models with an untrained "coca-scenes": as wide as the real one, but shallow."""
     from potstill.data.scene_source import build_scenes
     from potstill.models.coca import CocaConfig, CocaModel
-    from potstill.models.load import write_manifest
+    from potstill.models.load import WEIGHTS, write_manifest
 
     weights = tmp_path_factory.mktemp("weights")
     sizes = {f"{side}_{what}": n for side in ("image", "text") for what, n in (("width", 128), ("heads", 4))}
@@ -21,6 +22,7 @@ def stand_in(tmp_path_factory):
     fields = {**build_scenes().model_fields, **sizes, **depths, "caption_queries": 4, "embed_dim": 8}
     CocaModel(CocaConfig.small_scenes(**{**fields, "max_text_length": 40})).save_pretrained(weights / "coca-scenes")
     write_manifest(weights / "coca-scenes")
+    shutil.copytree(WEIGHTS / "texts-byte-lm", weights / "texts-byte-lm")  # small enough as it is
     return weights
 
 
