@@ -75,7 +75,7 @@ def test_a_value_of_the_wrong_type_says_what_fits(change, expected, got):
         ("train.betas=[0.9]", "at least 2 items"),
         ("seed=-1", "greater than or equal to 0"),
         ("seed=4294967296", "less than 4294967296"),
-        ("objectives[0].weight=-1", "greater than or equal to 0 or 'auto'"),
+        ("objectives[0].weight=-1", "greater than or equal to 0 or 'auto' or 'gradmag'"),
         ("objectives[0].weight=.inf", "a finite number"),
         ("objectives=[]", "at least 1 item"),
         ("stages=[]", "at least 1 item"),
