@@ -34,7 +34,7 @@ from potstill.data.sources import DataSource
 from potstill.losses import TopK, cached_loss, kd_kl
 from potstill.models.load import load_model
 from potstill.objectives import OutputObjective, Where
-from potstill.run.caching import CacheForm, build_cache
+from potstill.run.cache_building import CacheForm, build_cache
 from potstill.teachers import LiveTeacher
 from potstill.teachers.cache import CachedCollator, CachedTeacher, CacheReader, Field, NumberedDataset
 from potstill.teachers.cache.codecs import arrays_of, decode, encode, vectors_of

@@ -9,7 +9,7 @@ from potstill.errors import InputError, IntegrityError, PotstillError, RecipeErr
 from potstill.models.load import load_model
 from potstill.recipe import load_recipe
 from potstill.run import distill, plan
-from potstill.run.caching import CacheForm, build_cache
+from potstill.run.cache_building import CacheForm, build_cache
 from potstill.run.prepare import is_empty, prepare
 from potstill.teachers.cache import CacheReader
 from text_models import byte_tokenizer, save_pair
@@ -229,7 +229,7 @@ def test_the_recipes_own_line_says_where_the_cache_is_built(tmp_path):
 
 
 def test_a_build_that_was_stopped_goes_on_and_asks_the_teacher_only_for_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("potstill.run.caching.SHARD_BYTES", 8 * 40)  # 8 samples a file
+    monkeypatch.setattr("potstill.run.cache_building.SHARD_BYTES", 8 * 40)  # 8 samples a file
     form = CacheForm(batch_size=4)
     whole = build_cache("kd-digits", tmp_path / "whole", overrides=DIGITS, form=form)
     done = []
@@ -321,7 +321,7 @@ def test_a_disk_too_small_is_said_before_the_work(tmp_path, monkeypatch):
     class Usage:
         free = 10
 
-    monkeypatch.setattr("potstill.run.caching.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("potstill.run.cache_building.shutil.disk_usage", lambda path: Usage)
     with pytest.raises(InputError, match="the disk is too small for this cache"):
         build_cache("kd-digits", tmp_path / "cache", overrides=DIGITS)
 

@@ -42,7 +42,7 @@ def build(
     """Run the teacher of a recipe once over its training samples. Stopped, it goes on when it is started again."""
     from potstill.cli.show_cache import BuildDisplay
     from potstill.errors import InputError
-    from potstill.run.caching import CacheForm, build_cache
+    from potstill.run.cache_building import CacheForm, build_cache
 
     try:
         further = tuple(float(t) for t in (temperatures or "").split(",") if t.strip())

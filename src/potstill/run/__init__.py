@@ -1,6 +1,6 @@
 """The one place that joins all parts: recipe → plan → run folder."""
 
-from potstill.run.caching import CacheForm, build_cache
+from potstill.run.cache_building import CacheForm, build_cache
 from potstill.run.execute import distill
 from potstill.run.folder import RunFolder
 from potstill.run.generate import generate
