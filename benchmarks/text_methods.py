@@ -93,7 +93,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     },
     "smollm2-narrow": {
         "teacher": {"model": "smollm2-135m-instruct", "dtype": "bf16"},
-        "student": small_llama(192, 6, 2048),
+        "student": {"builder": "width", "width": 192, "layers": 10},
         "data": {"source": "texts", "max_tokens": 160, "written": 32, "chat": True},
         "train": {"batch_size": 8, "learning_rate": 2.0e-3, "precision": "bf16", "log_every": 10, "threads": 1},
         "rollout": {"max_new_tokens": 48},

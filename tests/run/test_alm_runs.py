@@ -65,9 +65,12 @@ def test_a_recipe_runs_from_end_to_end(teacher, tmp_path):
     assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_packaged_recipe_runs(teacher, tmp_path, checkpointing):
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [("alm-texts", False), ("alm-texts", True), ("alm-smollm2", False)]
+)
+def test_a_packaged_recipe_runs(teacher, tmp_path, name, checkpointing):
     changes = [f"teacher.model={teacher}", "data.domains=[facts]", "data.tokenizer=bpe-300", "data.written=0"]
+    changes += ["data.teacher_max_tokens=320", "evaluate.shown=0"]
     changes += [
         "train.steps=2",
         "train.log_every=1",
@@ -76,7 +79,7 @@ def test_the_packaged_recipe_runs(teacher, tmp_path, checkpointing):
         "train.warmup_steps=0",
     ]
     changes += [f"train.gradient_checkpointing={str(checkpointing).lower()}"]
-    run = distill("alm-texts", tmp_path / "run", overrides=changes)
+    run = distill(name, tmp_path / "run", overrides=changes)
     assert run.metrics["models"]["student"]["fidelity"]["main"]["chunks"] > 20
     steps = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     weights = [term["weight"] for term in steps[-1]["terms"].values()]

@@ -38,6 +38,11 @@ def runs(teacher, tmp_path_factory):
         "skew-kl-smollm2": distill(
             "skew-kl-smollm2", folder / "skew", overrides=[*given, "rollout.max_new_tokens=4", "evaluate.shown=0"]
         ),
+        "kd-smollm2-narrow": distill(
+            "kd-smollm2-narrow",
+            folder / "narrow",
+            overrides=[*TINY, f"teacher.model={teacher}", "student.width=16", "student.layers=1", "evaluate.shown=0"],
+        ),
         "teach-texts": distill("teach-texts", folder / "teach", overrides=[*TINY, *new]),
     }
 
@@ -50,6 +55,7 @@ def events(run):
     ("name", "terms"),
     [
         ("kd-smollm2", {"answer", "text"}),
+        ("kd-smollm2-narrow", {"answer", "text"}),
         ("seqkd-smollm2", {"text"}),
         ("skew-kl-smollm2", {"answer", "back"}),
         ("teach-texts", {"text"}),
