@@ -15,6 +15,7 @@ from pathlib import Path
 
 from leaderboard_tables import hit_rate, leaderboard
 from tables import RESULTS, percent, read, table
+from text_tables import fused_losses, text_methods
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
@@ -314,6 +315,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "mechanism": ("docs/policies/optima.md", mechanism),
     "leaderboard": ("docs/which-method.md", leaderboard),
     "hit rate": ("docs/which-method.md", hit_rate),
+    "fused losses": ("docs/losses/large-vocabularies.md", fused_losses),
+    "text methods": ("docs/language-models/which-way.md", text_methods),
 }
 
 

@@ -65,9 +65,7 @@ def test_a_recipe_runs_from_end_to_end(teacher, tmp_path):
     assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "checkpointing"), [("alm-texts", False), ("alm-texts", True), ("alm-smollm2", False)]
-)
+@pytest.mark.parametrize(("name", "checkpointing"), [("alm-texts", False), ("alm-texts", True), ("alm-smollm2", False)])
 def test_a_packaged_recipe_runs(teacher, tmp_path, name, checkpointing):
     changes = [f"teacher.model={teacher}", "data.domains=[facts]", "data.tokenizer=bpe-300", "data.written=0"]
     changes += ["data.teacher_max_tokens=320", "evaluate.shown=0"]
