@@ -9,8 +9,8 @@ those of its packaged recipe (of its last stage); student, steps, batches and le
     python benchmarks/text_methods.py --summary
 
 Appends a row per run to ``benchmarks/results/text_methods_runs.csv``, passing over those that are there, so it can be
-stopped and started again. Measured on held-out texts: perplexity, forward KL to the teacher, agreement and ROUGE-L on the
-data; and on what the student itself writes behind held-out prompts, its reverse KL to the teacher and the teacher's
+stopped and started again. Measured on held-out texts: perplexity, forward KL to the teacher, agreement and ROUGE-L on
+the data; and on what the student itself writes behind held-out prompts, its reverse KL to the teacher and the teacher's
 perplexity. ``--summary`` replaces ``text_methods.csv``: means, intervals, and paired differences to ``kd``.
 """
 
