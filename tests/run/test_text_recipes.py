@@ -35,9 +35,6 @@ def runs(teacher, tmp_path_factory):
         "seqkd-smollm2": distill(
             "seqkd-smollm2", folder / "seqkd", overrides=[*given, f"data.completions={folder / 'texts.jsonl'}"]
         ),
-        "skew-kl-smollm2": distill(
-            "skew-kl-smollm2", folder / "skew", overrides=[*given, "rollout.max_new_tokens=4", "evaluate.shown=0"]
-        ),
         "kd-smollm2-narrow": distill(
             "kd-smollm2-narrow",
             folder / "narrow",
@@ -57,7 +54,6 @@ def events(run):
         ("kd-smollm2", {"answer", "text"}),
         ("kd-smollm2-narrow", {"answer", "text"}),
         ("seqkd-smollm2", {"text"}),
-        ("skew-kl-smollm2", {"answer", "back"}),
         ("teach-texts", {"text"}),
     ],
 )
