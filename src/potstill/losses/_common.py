@@ -16,6 +16,8 @@ from potstill.errors import InputError, ShapeError, suggest
 
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
+LOG_ZERO = -1e30
+"""Stands for log 0 where two logs are added: the sum of two that are -inf would have a NaN gradient."""
 CHUNK = 2**22
 """Numbers of one tensor (16 MiB in float32) that a loss over a vocabulary works on at a time."""
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -180,6 +182,22 @@ def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
     A class with p = 0 costs nothing even where a log is -inf (a banned token), in value and in gradient.
     """
     return _KL.apply(log_p, log_q)
+
+
+def log_mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return log(share · exp(first) + (1 - share) · exp(second)) for a share in (0, 1)."""
+    return torch.logaddexp(first.clamp_min(LOG_ZERO) + math.log(share), second.clamp_min(LOG_ZERO) + math.log1p(-share))
+
+
+def jsd_rows(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """Return the generalised Jensen-Shannon divergence over the last axis; at 0 forward KL, at 1 reverse KL."""
+    if beta == 0:
+        return kl_rows(log_p, log_q)
+    if beta == 1:
+        return kl_rows(log_q, log_p)
+    log_p, log_q = log_p.clamp_min(LOG_ZERO), log_q.clamp_min(LOG_ZERO)
+    log_m = log_mixture(log_p, log_q, beta)
+    return beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
 
 
 class _KL(torch.autograd.Function):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from potstill.losses._common import (
@@ -14,14 +11,11 @@ from potstill.losses._common import (
     check_choice,
     check_positive,
     check_unit,
-    kl_rows,
+    jsd_rows,
     log_probs,
     logit_rows,
     reduce_rows,
 )
-
-# Stands for log 0 where two logs are added: the sum of two -inf would have a NaN gradient.
-_LOG_ZERO = -1e30
 
 
 @by_rows
@@ -73,12 +67,4 @@ def generalized_jsd(
     check_unit(beta, "generalized_jsd", "beta")
     student, teacher, mask = logit_rows(student, teacher, mask, shared_vocab, reduction, "generalized_jsd")
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
-    if beta == 0:
-        rows = kl_rows(log_p, log_q)
-    elif beta == 1:
-        rows = kl_rows(log_q, log_p)
-    else:
-        log_p, log_q = log_p.clamp_min(_LOG_ZERO), log_q.clamp_min(_LOG_ZERO)
-        log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-        rows = beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
-    return reduce_rows(rows, mask, reduction)
+    return reduce_rows(jsd_rows(log_p, log_q, beta), mask, reduction)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from potstill.errors import InputError
@@ -15,13 +12,11 @@ from potstill.losses._common import (
     check_choice,
     check_positive,
     kl_rows,
+    log_mixture,
     log_probs,
     logit_rows,
     reduce_rows,
 )
-
-# Stands for log 0 where two logs are added: the sum of two -inf would have a NaN gradient.
-_LOG_ZERO = -1e30
 
 
 @by_rows
@@ -68,7 +63,7 @@ def skew_kl(
         0.107043
     """
     log_p, log_q, mask = _checked(student, teacher, alpha, temperature, mask, reduction, shared_vocab, "skew_kl")
-    return reduce_rows(kl_rows(log_p, _mixed(log_p, log_q, alpha)), mask, reduction)
+    return reduce_rows(kl_rows(log_p, log_mixture(log_p, log_q, alpha) if alpha else log_q), mask, reduction)
 
 
 @by_rows
@@ -117,7 +112,7 @@ def skew_reverse_kl(
     log_p, log_q, mask = _checked(
         student, teacher, alpha, temperature, mask, reduction, shared_vocab, "skew_reverse_kl"
     )
-    return reduce_rows(kl_rows(log_q, _mixed(log_q, log_p, alpha)), mask, reduction)
+    return reduce_rows(kl_rows(log_q, log_mixture(log_q, log_p, alpha) if alpha else log_p), mask, reduction)
 
 
 def _checked(
@@ -136,11 +131,3 @@ def _checked(
         raise InputError("alpha does not fit", where=where, expected="a number in [0, 1)", got=alpha)
     student, teacher, mask = logit_rows(student, teacher, mask, shared_vocab, reduction, where)
     return log_probs(teacher, temperature), log_probs(student, temperature), mask
-
-
-def _mixed(own: Tensor, other: Tensor, alpha: float) -> Tensor:
-    """Return log(alpha exp(own) + (1 - alpha) exp(other))."""
-    if alpha == 0:
-        return other
-    own, other = own.clamp_min(_LOG_ZERO), other.clamp_min(_LOG_ZERO)
-    return torch.logaddexp(own + math.log(alpha), other + math.log1p(-alpha))

@@ -18,12 +18,10 @@ from potstill.losses._common import (
     check_choice,
     check_mask,
     check_unit,
-    kl_rows,
+    jsd_rows,
     reduce_rows,
 )
 from potstill.losses._top_k import TopK, check_cached, student_log_probs
-
-_LOG_ZERO = -1e30  # the sum of two logs that are both -inf would have a NaN gradient
 
 
 @by_rows
@@ -184,13 +182,7 @@ def _log_rest(mass: Tensor, floor: float = 0.0) -> Tensor:
 def _divergence(loss: str, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     if loss == "tv_distance":
         return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-    if loss == "kd_kl" or (loss == "generalized_jsd" and beta == 0):
-        return kl_rows(log_p, log_q)
-    if loss == "reverse_kl" or beta == 1:
-        return kl_rows(log_q, log_p)
-    log_p, log_q = log_p.clamp_min(_LOG_ZERO), log_q.clamp_min(_LOG_ZERO)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    return beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
+    return jsd_rows(log_p, log_q, {"kd_kl": 0, "reverse_kl": 1}.get(loss, beta))
 
 
 def _expected(log_p: Tensor, log_q: Tensor, counts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from potstill.align.masks import token_mask
 from potstill.errors import RecipeError
-from potstill.losses.fused import Term
+from potstill.losses.fused import BUDGET, Term
 from potstill.registry import Registry
 from potstill.taps import Signal, Tap
 
@@ -45,7 +45,7 @@ class Seen:
     progress: float = 0.0
     epoch: float = 0.0
     second: Signal | None = None
-    logits_budget: int = 2**28
+    logits_budget: int = BUDGET
 
 
 def is_tap(name: str) -> bool:

@@ -92,7 +92,7 @@ class OutputObjective(Objective):
         """Sum the loss over the positions that count."""
         student, teacher = read_output(seen.student, self.on), read_output(seen.teacher, self.teacher_on)
         if isinstance(student, LazyLogits):
-            return fused_terms(student, [self.lazy_term(seen)])[0]
+            return fused_terms(student, [self.lazy_term(seen)], budget=seen.logits_budget)[0]
         batch = self._shifted(seen.batch)
         loss = self.loss
         if isinstance(teacher, TopK):
@@ -155,7 +155,7 @@ class LabelObjective(Objective):
         """Sum the cross-entropy in nats."""
         logits = read_output(seen.student, self.on)
         if isinstance(logits, LazyLogits):
-            return fused_terms(logits, [self.lazy_term(seen)])[0]
+            return fused_terms(logits, [self.lazy_term(seen)], budget=seen.logits_budget)[0]
         logits = logits[:, :-1] if self.shift else logits
         targets = self._targets(seen.batch)
         self._check(targets, logits.shape)

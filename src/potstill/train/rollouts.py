@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from potstill.data.generation import OnPolicySampler, as_if_written, check_room
+from potstill.data.generation import OnPolicySampler, check_room
 from potstill.data.sources import fetch
 from potstill.errors import IntegrityError, RecipeError
 from potstill.objectives.base import IGNORE_INDEX
@@ -55,10 +55,6 @@ class Rollouts:
         teacher = self.trainer.teacher if self.sampler.needs_teacher else None
         with self.trainer.accelerator.autocast():
             return self.sampler.batch(batch, self.trainer.model.student, None if teacher is None else teacher.model)
-
-    def as_if_written(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch for probing, whose completions stand for ones the student wrote."""
-        return as_if_written(batch)
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's state beside the others'."""

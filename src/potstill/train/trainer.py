@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_
 from transformers import PrinterCallback
 
-from potstill.data.generation import OnPolicySampler
+from potstill.data.generation import OnPolicySampler, as_if_written
 from potstill.data.selection import SelectionPolicy
 from potstill.data.sources import fetch
 from potstill.errors import InputError, IntegrityError, RecipeError
@@ -223,7 +223,7 @@ class DistillationTrainer(ResumableTrainer):
     def _collate(self, indices: Sequence[int], dataset: Any = None) -> dict[str, Any]:
         batch = self.data_collator(fetch(self.train_dataset if dataset is None else dataset, indices))
         batch = batch if self.selector is None else self.selector.marked(batch)
-        return batch if self.rollouts is None else self.rollouts.as_if_written(batch)
+        return batch if self.rollouts is None else as_if_written(batch)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.selector is not None and (train_dataset is None or train_dataset is self.train_dataset):
