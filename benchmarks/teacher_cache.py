@@ -4,13 +4,16 @@ Three tables in one file, by the column ``what``:
 
 - ``bytes``: bytes a token, by vocabulary, classes kept and form;
 - ``bias``: each mode against the exact forward KL, and the angle between the gradients, on pairs of distributions whose
-  ranks fall off as words do (Zipf), or with ``--teacher`` and ``--student`` on the texts of a real pair;
+  ranks fall off as words do (Zipf), or with ``--teacher`` and ``--student`` on the texts of a real pair (then the file
+  is gone on with, and speed is not measured again);
 - ``speed``: tokens a second of a build; reading against the teacher's forward pass (goal: 20 times as fast); a step
   with the cache against the same step with the teacher's signal at hand (goal: 0.9 of its speed, which is 0.9 of the
   (t + s) / s that a teacher of t and a student of s seconds leave to be won). A Llama with random weights of the given
   sizes: what it says takes as long to compute as what a trained one says.
 
     OMP_NUM_THREADS=1 python benchmarks/teacher_cache.py
+
+    python benchmarks/teacher_cache.py --teacher smollm2-135m-instruct --student FOLDER
 
 Writes ``benchmarks/results/teacher_cache.csv``.
 """
@@ -26,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _record import RESULTS, origin, write_rows
+from _record import RESULTS, origin, read_rows, write_rows
 from _timing import interleave, ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -246,6 +249,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     where, rows = origin(), []
+    if options.teacher is not None:
+        rows = [row for row in read_rows(options.out) if row["of"] != options.teacher]
     pairs = [(v, *zipf(options.tokens, v, seed=0)) for v in VOCABULARIES] if options.teacher is None else []
     if options.teacher is not None:
         teacher, student = of_models(options.teacher, options.student or options.teacher, options.tokens)
@@ -255,9 +260,10 @@ def main() -> None:
             for row in losses(name, k, field, teacher, student):
                 rows.append({**row, "tokens": len(teacher), "of": options.teacher or "zipf", **where})
                 print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    row = speed(options)
-    rows.append({**row, "of": "random Llama", **where})
-    print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    if options.teacher is None:
+        row = speed(options)
+        rows.append({**row, "of": "random Llama", **where})
+        print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     write_rows(options.out, rows)
 
 
