@@ -73,8 +73,8 @@ def teacher_cache() -> str:
         f"{int(r['vocabulary']):,} words, k = {r['k']}, batches of {r['batch_size']}, one thread of {r['machine']}: "
         f"{float(r['build_tokens_per_second']):,.0f} tokens a second are built; a batch is read "
         f"{float(r['read_times_faster']):,.0f} times as fast as the teacher makes it (goal 20); a step takes "
-        f"{live:.2f} s with the teacher, {cached:.2f} s with the cache, and {alone:.2f} s with the teacher's logits at hand: "
-        f"{float(r['share_of_possible']):.2f} of the gain there is (goal 0.9)."
+        f"{live:.2f} s with the teacher, {cached:.2f} s with the cache, and {alone:.2f} s with the teacher's "
+        f"logits at hand: {float(r['share_of_possible']):.2f} of the gain there is (goal 0.9)."
     )
     return f"{table(head, body)}\n\n{speed}"
 
