@@ -85,3 +85,17 @@ def test_a_batch_of_unclear_size_is_refused():
         cost(Two(2, 2), {"x": torch.ones(3, 2), "y": torch.ones(4)})
     with pytest.raises(InputError, match="repeats"):
         cost(Linear(2, 2), {"x": torch.ones(3, 2)}, repeats=0)
+
+
+@pytest.mark.parametrize(("enough", "passes"), [(0.0, 1 + 1 + 3), (60.0, 1 + 2 + 10)])
+def test_a_slow_model_is_timed_less_often(monkeypatch, enough, passes):
+    class Counted(Linear):
+        calls = 0
+
+        def forward(self, x):
+            Counted.calls += 1
+            return super().forward(x)
+
+    monkeypatch.setattr("potstill.evaluate.cost.ENOUGH", enough)
+    cost(Counted(2, 2), {"x": torch.ones(3, 2)})
+    assert Counted.calls == passes

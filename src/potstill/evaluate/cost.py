@@ -17,6 +17,9 @@ from potstill.errors import InputError
 from potstill.evaluate.batches import device_of, measuring, to_device
 from potstill.taps.inputs import model_inputs
 
+ENOUGH = 2.0
+"""Seconds after which a median of passes will do."""
+
 
 def cost(
     model: nn.Module, batch: Mapping[str, Any], repeats: int = 10, *, inputs: Iterable[str] | None = None
@@ -27,7 +30,7 @@ def cost(
         model: The model, on the device to measure.
         batch: What the collator made. Time and operations depend on its size, text length and number of pictures:
             compare models on the same batch only.
-        repeats: Timed passes, after two that are not timed.
+        repeats: Most timed passes, after one or two that are not timed. Of a slow model three are timed.
         inputs: Batch keys the model takes; None = those its ``forward`` names.
 
     Returns:
@@ -46,18 +49,21 @@ def cost(
         # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
         with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(**given)
-        for _ in range(2):
-            model(**given)
-        if is_cuda:
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = []
-        for _ in range(repeats):
+
+        def timed() -> float:
             start = time.perf_counter()
             model(**given)
             if is_cuda:
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
+            return time.perf_counter() - start
+
+        if timed() < ENOUGH:
+            timed()
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds: list[float] = []
+        while len(seconds) < min(repeats, 3) or (len(seconds) < repeats and sum(seconds) < ENOUGH):
+            seconds.append(timed())
     parameters, num_bytes = weight_size(model)
     return {
         "parameters": parameters,
