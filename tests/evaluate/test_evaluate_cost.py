@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +98,6 @@ def test_a_slow_model_is_timed_less_often(monkeypatch, enough, passes):
             Counted.calls += 1
             return super().forward(x)
 
-    monkeypatch.setattr("potstill.evaluate.cost.ENOUGH", enough)
+    monkeypatch.setattr(import_module("potstill.evaluate.cost"), "ENOUGH", enough)  # the package has the function
     cost(Counted(2, 2), {"x": torch.ones(3, 2)})
     assert Counted.calls == passes
