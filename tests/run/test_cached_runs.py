@@ -228,6 +228,17 @@ def test_the_recipes_own_line_says_where_the_cache_is_built(tmp_path):
     plan("kd-digits", overrides)
 
 
+def test_the_packaged_recipe_asks_for_its_cache_builds_it_and_learns_from_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="potstill cache build"):
+        plan("kd-emoji-cached", [*EMOJI])
+    assert build_cache("kd-emoji-cached", overrides=EMOJI).resolve() == tmp_path / "caches" / "kd-emoji"
+    run = distill("kd-emoji-cached", tmp_path / "run", overrides=EMOJI)
+    first, *_ = terms(run.folder)
+    (live, *_) = terms(distill("kd-emoji", tmp_path / "live", overrides=EMOJI).folder)
+    assert first["name"] == pytest.approx(live["name"], rel=0.02)
+
+
 def test_a_build_that_was_stopped_goes_on_and_asks_the_teacher_only_for_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("potstill.run.cache_building.SHARD_BYTES", 8 * 40)  # 8 samples a file
     form = CacheForm(batch_size=4)

@@ -58,6 +58,8 @@ CATALOGUE: tuple[System, ...] = (
         "loss",
         "Top-k classes with the mass of the tail (ours); sparse logit sampling, arXiv 2503.16870",
         ("potstill.losses.cached_loss", "potstill.losses.TopK", "potstill.run.build_cache"),
+        "kd-emoji-cached",
+        "benchmarks/results/teacher_cache.csv",
         needs=("logits", "pool"),
     ),
     System(
@@ -307,6 +309,7 @@ CATALOGUE: tuple[System, ...] = (
         "DistiLLM: Towards Streamlined Distillation for Large Language Models, arXiv 2402.03898",
         _names("losses", "skew_kl", "skew_reverse_kl"),
         "skew-kl-smollm2",
+        "benchmarks/results/text_methods.csv",
         needs=("logits", "generation"),
     ),
     System(
