@@ -89,8 +89,8 @@ def test_a_batch_of_unclear_size_is_refused():
         cost(Linear(2, 2), {"x": torch.ones(3, 2)}, repeats=0)
 
 
-@pytest.mark.parametrize(("enough", "passes"), [(0.0, 1 + 1 + 3), (60.0, 1 + 2 + 10)])
-def test_a_slow_model_is_timed_less_often(monkeypatch, enough, passes):
+@pytest.mark.parametrize(("enough", "passes"), [(0.0, 1 + 1), (60.0, 1 + 2 + 10)])
+def test_a_slow_model_is_timed_once(monkeypatch, enough, passes):
     class Counted(Linear):
         calls = 0
 

@@ -18,7 +18,7 @@ from potstill.evaluate.batches import device_of, measuring, to_device
 from potstill.taps.inputs import model_inputs
 
 ENOUGH = 2.0
-"""Seconds after which a median of passes will do."""
+"""Seconds: a pass that takes longer needs no warming up, and passes that together do need no other."""
 
 
 def cost(
@@ -30,7 +30,7 @@ def cost(
         model: The model, on the device to measure.
         batch: What the collator made. Time and operations depend on its size, text length and number of pictures:
             compare models on the same batch only.
-        repeats: Most timed passes, after one or two that are not timed. Of a slow model three are timed.
+        repeats: Most timed passes, after two that are not timed. Fewer, and at least one, once two seconds are spent.
         inputs: Batch keys the model takes; None = those its ``forward`` names.
 
     Returns:
@@ -47,8 +47,6 @@ def cost(
     is_cuda = device.type == "cuda"
     with measuring(model):
         # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
-        with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**given)
 
         def timed() -> float:
             start = time.perf_counter()
@@ -57,12 +55,15 @@ def cost(
                 torch.cuda.synchronize(device)
             return time.perf_counter() - start
 
-        if timed() < ENOUGH:
+        with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            first = timed()
+        if first < ENOUGH:
+            timed()
             timed()
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         seconds: list[float] = []
-        while len(seconds) < min(repeats, 3) or (len(seconds) < repeats and sum(seconds) < ENOUGH):
+        while not seconds or (len(seconds) < repeats and sum(seconds) < ENOUGH):
             seconds.append(timed())
     parameters, num_bytes = weight_size(model)
     return {
