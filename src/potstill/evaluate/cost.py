@@ -46,7 +46,6 @@ def cost(
     rows = _rows(given)
     is_cuda = device.type == "cuda"
     with measuring(model):
-        # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
 
         def timed() -> float:
             start = time.perf_counter()
@@ -55,6 +54,7 @@ def cost(
                 torch.cuda.synchronize(device)
             return time.perf_counter() - start
 
+        # The fused CPU kernel of attention is unknown to torch's counter (2.13); the plain one is counted.
         with _without_gradients(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             first = timed()
         if first < ENOUGH:
