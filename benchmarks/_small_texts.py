@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from potstill.train import DistillationArguments
+
 VOCABULARY, PAD, END, FIRST = 258, 256, 257, 0  # a byte is its own number
 IGNORED = -100
 
@@ -74,6 +76,23 @@ def batches(data: Windows, size: int, rows: Sequence[int] | None = None) -> Iter
     numbers = list(range(len(data)) if rows is None else rows)
     for start in range(0, len(numbers), size):
         yield collate([data[i] for i in numbers[start : start + size]])
+
+
+def arguments(folder: str, steps: int, batch_size: int, seed: int) -> DistillationArguments:
+    """Return how every student is trained."""
+    return DistillationArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 20,
+        logging_steps=steps,
+        save_strategy="no",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=True,
+    )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
-from _small_texts import END, PAD, Windows, batches, collate, llama, nll, teacher
+from _small_texts import END, PAD, Windows, arguments, batches, collate, llama, nll, teacher
 from _summary import summarise
 
 from potstill.data.generation import CorrectingSampler, OnPolicySampler, pad_left, write_tokens
@@ -30,7 +30,7 @@ from potstill.data.spans import phrase_spans
 from potstill.data.texts import PACK, TextDataset, read_pack
 from potstill.losses import kd_kl
 from potstill.objectives import DacKLObjective, LabelObjective, OutputObjective, SpanCorrelationObjective, Where
-from potstill.train import DistillationArguments, DistillationTrainer
+from potstill.train import DistillationTrainer
 
 WINDOW, PROMPT = 96, 16
 TOKENS = {"on": "logits", "labels": "labels", "shift": True}
@@ -92,19 +92,7 @@ def trained(method: str, seed: int, model, data: Windows, folder: str, options: 
         llama(1, 64, seed, WINDOW),
         [text, *objectives()],
         teacher=model,
-        args=DistillationArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=options.steps // 20,
-            logging_steps=options.steps,
-            save_strategy="no",
-            seed=seed,
-            data_seed=seed,
-            use_cpu=True,
-        ),
+        args=arguments(folder, options.steps, options.batch_size, seed),
         train_dataset=data,
         data_collator=with_spans if uses_spans or corrections is not None else collate,
         rollouts=None if corrections is None else rollouts(corrections, seed),

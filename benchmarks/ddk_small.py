@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
-from _small_texts import Windows, collate, llama, nll, teacher
+from _small_texts import Windows, arguments, collate, llama, nll, teacher
 from _summary import summarise
 
 from potstill.data.selection import DDKSelection
 from potstill.data.texts import PACK, TextDataset, read_pack
 from potstill.objectives import DDKObjective
-from potstill.train import DistillationArguments, DistillationTrainer
+from potstill.train import DistillationTrainer
 
 WINDOW = 64
 DOMAINS = {"programs": 400_000, "words": 200_000, "sums": 80_000, "letters": 40_000}  # bytes to train on
@@ -99,19 +99,7 @@ def trained(mixture: str, seed: int, model, train: Windows, held: Windows, folde
         llama(2, 64, seed, WINDOW),
         [DDKObjective("text", "logits", "labels")],
         teacher=model,
-        args=DistillationArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=options.steps // 20,
-            logging_steps=options.steps,
-            save_strategy="no",
-            seed=seed,
-            data_seed=seed,
-            use_cpu=True,
-        ),
+        args=arguments(folder, options.steps, options.batch_size, seed),
         train_dataset=train,
         heldout_dataset=held,
         data_collator=collate,
