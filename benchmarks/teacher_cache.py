@@ -248,13 +248,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "teacher_cache.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    where, rows = origin(), []
-    if options.teacher is not None:
+    where = origin()
+    if options.teacher is None:
+        rows, pairs = [], [(v, *zipf(options.tokens, v, seed=0)) for v in VOCABULARIES]
+    else:
         rows = [row for row in read_rows(options.out) if row["of"] != options.teacher]
-    pairs = [(v, *zipf(options.tokens, v, seed=0)) for v in VOCABULARIES] if options.teacher is None else []
-    if options.teacher is not None:
         teacher, student = of_models(options.teacher, options.student or options.teacher, options.tokens)
-        pairs.append((teacher.shape[1], teacher, student))
+        pairs = [(teacher.shape[1], teacher, student)]
     for vocabulary, teacher, student in pairs:
         for name, k, field in forms(vocabulary):
             for row in losses(name, k, field, teacher, student):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables import RESULTS, read, table
+from tables import read, table
 
 WAYS = {
     "full": "whole logits",
@@ -39,8 +39,6 @@ def fused_losses() -> str:
 
 
 def text_methods() -> str:
-    if not (RESULTS / "text_methods.csv").is_file():
-        return "Not measured yet."
     parts, rows = [], read("text_methods.csv")
     for pair in dict.fromkeys(r["pair"] for r in rows):
         here = [r for r in rows if r["pair"] == pair]
@@ -77,49 +75,6 @@ def teacher_cache() -> str:
         f"logits at hand: {float(r['share_of_possible']):.2f} of the gain there is (goal 0.9)."
     )
     return f"{table(head, body)}\n\n{speed}"
-
-
-def alm_small() -> str:
-    measures = {
-        "bits_per_byte": ("bits a byte", 1, 3),
-        "chunk_kl": ("KL of a chunk", 1, 4),
-        "chunk_gap": ("gap of a chunk, nats", 1, 3),
-    }
-    parts, rows = [], read("alm_small.csv")
-    for setting in dict.fromkeys((r["teacher"], r["vocabulary"], r["steps"]) for r in rows):
-        here = [r for r in rows if (r["teacher"], r["vocabulary"], r["steps"]) == setting]
-        first, body = here[0], _systems(here, "learns from", measures, "labels")
-        parts.append(
-            f"Teacher `{first['teacher']}` ({float(first['teacher_bits_per_byte']):.3f} bits a byte), student over "
-            f"`{first['vocabulary']}`, {first['steps']} steps of {first['batch_size']}, {_seeds(here)} seeds; ± 95 %; "
-            f"* clearly another than the labels alone, in pairs by seed:\n\n{body}"
-        )
-    return "\n\n".join(parts)
-
-
-def dac_kl_small() -> str:
-    rows = read("dac_kl_small.csv")
-    measures = {
-        "nll": ("held-out nats a byte", 1, 4),
-        "rollout_nll": ("the teacher's nats a byte of what it writes", 1, 3),
-    }
-    first = rows[0]
-    return (
-        f"{first['steps']} steps of {first['batch_size']}, {_seeds(rows)} seeds; ± 95 %; * clearly another than `kl`, "
-        f"in pairs by seed:\n\n{_systems(rows, 'beside cross-entropy', measures, 'kl')}"
-    )
-
-
-def ddk_small() -> str:
-    rows = read("ddk_small.csv")
-    names = {"worst_ratio": "worst", "mean_ratio": "mean"}
-    names |= {r["measure"]: r["measure"].removeprefix("ratio_") for r in rows if r["measure"].startswith("ratio_")}
-    first = rows[0]
-    body = _systems(rows, "domains", {key: (title, 1, 3) for key, title in names.items()}, "by-size")
-    return (
-        f"Perplexity of the student over that of the teacher; {first['steps']} steps of {first['batch_size']}, "
-        f"{_seeds(rows)} seeds; ± 95 %; * clearly another than `by-size`, in pairs by seed:\n\n{body}"
-    )
 
 
 def _seeds(rows: list[dict[str, str]]) -> int:

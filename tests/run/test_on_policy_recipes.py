@@ -1,6 +1,7 @@
 """The recipes in which the student writes, with a tiny teacher in place of the real one, on real texts."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -41,7 +42,9 @@ def crash_at(steps):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_runs_and_goes_on_exactly_while_the_student_writes(tmp_path, recipe):
     overrides = [f"teacher.model={save_pair(tmp_path / 'teacher')}", *SMALL, "stages[1].train.steps=3"]
-    distill(recipe, tmp_path / "straight", overrides=overrides)
+    scores = distill(recipe, tmp_path / "straight", overrides=overrides).metrics["models"]["student"]["tasks"]["main"]
+    assert {"perplexity", "byte_perplexity", "rouge_l", "exact", "tokens_per_second"} <= set(scores)
+    assert scores["written"] == 2
     with pytest.raises(CrashError):
         distill(recipe, tmp_path / "stopped", overrides=overrides, progress=crash_at(4))
     distill(recipe, tmp_path / "stopped", overrides=overrides, resume=True)
@@ -50,6 +53,7 @@ def test_a_recipe_runs_and_goes_on_exactly_while_the_student_writes(tmp_path, re
     rows = [json.loads(line) for line in (tmp_path / "straight" / "history.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["event"] == "step"]
     assert [row["stage"] for row in steps] == ["data", "data", "own", "own", "own"]
+    assert all(math.isfinite(row["loss"]) for row in steps)
     assert set().union(*(row["terms"] for row in steps if row["stage"] == "own")) == RECIPES[recipe]
 
 

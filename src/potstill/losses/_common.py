@@ -195,7 +195,6 @@ def jsd_rows(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
         return kl_rows(log_p, log_q)
     if beta == 1:
         return kl_rows(log_q, log_p)
-    log_p, log_q = log_p.clamp_min(LOG_ZERO), log_q.clamp_min(LOG_ZERO)
     log_m = log_mixture(log_p, log_q, beta)
     return beta * kl_rows(log_p, log_m) + (1 - beta) * kl_rows(log_q, log_m)
 
