@@ -98,7 +98,7 @@ def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace)
         "version": 1,
         "name": f"alm-small-{system}",
         "seed": seed,
-        "teacher": {"model": teacher},
+        "teacher": {"model": teacher, "dtype": options.teacher_dtype},
         "student": {
             "builder": "new",
             "family": "llama",
@@ -160,6 +160,7 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", help="packaged name or folder of a model with another tokenizer")
+    parser.add_argument("--teacher-dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--vocabulary", default="bpe-512", help="of the student")
     parser.add_argument("--domains", help="of the texts; all if left out")

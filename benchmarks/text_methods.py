@@ -6,12 +6,15 @@ those of its packaged recipe (of its last stage); student, steps, batches and le
 
     potstill fetch smollm2-135m-instruct        # for --pair smollm2-half and smollm2-narrow
     python benchmarks/text_methods.py --pair bytes --work WORK
+    python benchmarks/text_methods.py --pair bytes --work WORK --equal-tokens
     python benchmarks/text_methods.py --summary
 
 Appends a row per run to ``benchmarks/results/text_methods_runs.csv``, passing over those that are there, so it can be
-stopped and started again. Measured on held-out texts: perplexity, forward KL to the teacher, agreement and ROUGE-L on
-the data; and on what the student itself writes behind held-out prompts, its reverse KL to the teacher and the teacher's
-perplexity. ``--summary`` replaces ``text_methods.csv``: means, intervals, and paired differences to ``kd``.
+stopped and started again. ``--equal-tokens`` gives every method that learnt from another number of tokens than ``kd``
+in equal steps as many steps more, or fewer, as it needs for the same. Measured on held-out texts: perplexity, forward
+KL to the teacher, agreement and ROUGE-L on the data; and on what the student itself writes behind held-out prompts, its
+reverse KL to the teacher and the teacher's perplexity. ``--summary`` replaces ``text_methods.csv``: means, intervals,
+and paired differences to ``kd``.
 """
 
 from __future__ import annotations
@@ -101,7 +104,8 @@ PAIRS: dict[str, dict[str, Any]] = {
         "rate": 1.0e-3,
     },
 }
-SHARED = ("pair", "start_steps", "steps", "batch_size", "samples")
+SHARED = ("pair", "start_steps", "budget", "batch_size", "samples")
+NEARLY = 0.05  # share of tokens by which two runs may differ and still count as equal
 MEASURES = (
     *("perplexity", "byte_perplexity", "kl", "agreement", "rouge_l", "exact"),
     *("own_reverse_kl", "own_teacher_perplexity"),
@@ -118,6 +122,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400, help="held-out texts")
     parser.add_argument("--work", type=Path, default=Path("runs/text-methods"), help="where runs are kept")
     parser.add_argument("--runs", type=Path, default=RESULTS / "text_methods_runs.csv")
+    parser.add_argument("--equal-tokens", action="store_true", help="as many tokens as kd in --steps; needs those rows")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     if options.summary:
@@ -127,8 +132,26 @@ def main() -> None:
     begin(options)
     for seed in options.seeds:
         for method in options.methods:
-            if not is_done(options, method, seed):
-                append_rows(options.runs, [{**run(options, method, seed), **made}])
+            steps = options.steps
+            if options.equal_tokens:
+                share = share_of_tokens(options, method, seed)
+                if abs(share - 1) <= NEARLY:
+                    continue
+                steps = round(options.steps / share)
+            if done_row(options, budget_of(options), method, seed) is None:
+                append_rows(options.runs, [{**run(options, method, seed, steps), **made}])
+
+
+def budget_of(options: argparse.Namespace) -> str:
+    return f"tokens of {options.steps} steps" if options.equal_tokens else f"{options.steps} steps"
+
+
+def share_of_tokens(options: argparse.Namespace, method: str, seed: int) -> float:
+    """Return the tokens a method learnt from at equal steps, as a share of those of ``kd``."""
+    rows = [done_row(options, f"{options.steps} steps", name, seed) for name in (method, "kd")]
+    if None in rows:
+        raise SystemExit(f"--equal-tokens needs rows of {method} and kd, seed {seed}, at {options.steps} steps first")
+    return int(rows[0]["tokens"]) / int(rows[1]["tokens"])
 
 
 def sections(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -156,12 +179,12 @@ def begin(options: argparse.Namespace) -> Path:
     return folder / "student"
 
 
-def recipe_of(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+def recipe_of(options: argparse.Namespace, method: str, seed: int, steps: int) -> dict[str, Any]:
     """Return the recipe of a run: the method's parts on what all share."""
     pair, recipe = PAIRS[options.pair], sections(options, seed)
     recipe["student"] = {"builder": "pretrained", "model": str(begin(options))}
-    recipe["train"] |= {"steps": options.steps, "learning_rate": pair["rate"], "warmup_steps": 10}
-    recipe["train"]["checkpoint_every"] = options.steps
+    recipe["train"] |= {"steps": steps, "learning_rate": pair["rate"], "warmup_steps": 10}
+    recipe["train"]["checkpoint_every"] = steps
     recipe["name"] = method
     if METHODS[method] is None:
         return recipe | {"objectives": OWN[method]}
@@ -171,19 +194,19 @@ def recipe_of(options: argparse.Namespace, method: str, seed: int) -> dict[str, 
         recipe["rollout"] = {**own.rollout.model_dump(), **pair["rollout"]}
     if own.selection is not None:
         # Ten times a run, as the paper's interval is a small part of its own.
-        recipe["selection"] = {**own.selection.model_dump(), "interval": max(options.steps // 10, 1), "samples": 16}
+        recipe["selection"] = {**own.selection.model_dump(), "interval": max(steps // 10, 1), "samples": 16}
     given = own.data.options
     if given.get("spans"):
         recipe["data"]["spans"] = True
     if given.get("completions"):
-        recipe["data"]["completions"] = str(written(options))
+        recipe["data"]["completions"] = str(written(options, steps))
     return recipe
 
 
-def written(options: argparse.Namespace) -> Path:
+def written(options: argparse.Namespace, steps: int) -> Path:
     """Have the teacher write one text for every prompt that a run can see, once."""
     file = options.work / options.pair / "written.jsonl"
-    need = options.steps * PAIRS[options.pair]["train"]["batch_size"]
+    need = steps * PAIRS[options.pair]["train"]["batch_size"]
     recipe = sections(options, 0) | {"name": "write", "objectives": OWN["labels"]}
     recipe["train"] |= {"steps": 1}
     new = PAIRS[options.pair]["rollout"]["max_new_tokens"]
@@ -191,9 +214,9 @@ def written(options: argparse.Namespace) -> Path:
     return file
 
 
-def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
-    folder = options.work / options.pair / f"{method}-{seed}"
-    recipe = recipe_of(options, method, seed)
+def run(options: argparse.Namespace, method: str, seed: int, steps: int) -> dict[str, Any]:
+    folder = options.work / options.pair / f"{method}-{seed}{'-tokens' if options.equal_tokens else ''}"
+    recipe = recipe_of(options, method, seed, steps)
     distill(recipe, folder, resume=(folder / "recipe.yaml").is_file(), progress=say(f"{method} {seed}"))
     found = json.loads((folder / "metrics.json").read_text())["models"]["student"]
     scores = (
@@ -205,7 +228,8 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
         "system": method,
         "seed": seed,
         "start_steps": options.start_steps,
-        "steps": options.steps,
+        "budget": budget_of(options),
+        "steps": steps,
         "batch_size": PAIRS[options.pair]["train"]["batch_size"],
         "samples": options.samples,
         "tokens": tokens_of(folder),
@@ -251,13 +275,15 @@ def on_its_own_text(pair: str, recipe: dict[str, Any], student: Path, prompts: i
     return {"own_reverse_kl": kl / count, "own_teacher_perplexity": math.exp(nll / count)}
 
 
-def is_done(options: argparse.Namespace, method: str, seed: int) -> bool:
+def done_row(options: argparse.Namespace, budget: str, method: str, seed: int) -> dict[str, str] | None:
     batch = PAIRS[options.pair]["train"]["batch_size"]
-    wanted = (options.pair, options.start_steps, options.steps, batch, options.samples, method, seed)
-    return any(
-        tuple(row[key] for key in (*SHARED, "system", "seed")) == tuple(map(str, wanted))
-        for row in read_rows(options.runs)
+    wanted = (options.pair, options.start_steps, budget, batch, options.samples, method, seed)
+    same = (
+        r
+        for r in read_rows(options.runs)
+        if tuple(r[k] for k in (*SHARED, "system", "seed")) == tuple(map(str, wanted))
     )
+    return next(same, None)
 
 
 def say(what: str):
@@ -270,8 +296,24 @@ def say(what: str):
 
 def summary(runs: Path) -> None:
     rows = read_rows(runs)
-    found = summarise(rows, shared=SHARED, systems=list(METHODS), measures=MEASURES, against=["kd"])
+    found = summarise(
+        rows + shared_by_tokens(rows), shared=SHARED, systems=list(METHODS), measures=MEASURES, against=["kd"]
+    )
     write_rows(summary_of(runs), found)
+
+
+def shared_by_tokens(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return runs of equal steps that had as many tokens as ``kd``, as runs of equal tokens, where those were made."""
+    keys = (*SHARED, "seed")
+    kd = {tuple(r[k] for k in keys): int(r["tokens"]) for r in rows if r["system"] == "kd"}
+    wanted = {r["pair"] for r in rows if r["budget"].startswith("tokens")}
+    return [
+        {**r, "budget": f"tokens of {r['budget']}"}
+        for r in rows
+        if r["pair"] in wanted
+        and not r["budget"].startswith("tokens")
+        and abs(int(r["tokens"]) / kd[tuple(r[k] for k in keys)] - 1) <= NEARLY
+    ]
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def fused_losses() -> str:
 
 def text_methods() -> str:
     parts, rows = [], read("text_methods.csv")
-    for pair in dict.fromkeys(r["pair"] for r in rows):
-        here = [r for r in rows if r["pair"] == pair]
+    for pair, budget in dict.fromkeys((r["pair"], r["budget"]) for r in rows):
+        here = [r for r in rows if (r["pair"], r["budget"]) == (pair, budget)]
         first = here[0]
         about = (
-            f"`{pair}`: {first['steps']} steps of {first['batch_size']} from a student trained for "
+            f"`{pair}`: {budget} of {first['batch_size']} from a student trained for "
             f"{first['start_steps']}, {_seeds(here)} seeds, {first['samples']} held-out texts; "
             "± 95 %; * clearly another than `kd`, in pairs by seed:"
         )
