@@ -2,7 +2,8 @@
 
 Four domains of unequal size and difficulty: descriptions of programs (400 kB) and of words (200 kB) out of the packaged
 texts, sums of three-digit numbers (80 kB) and letters of a random chain (40 kB), both made by a fixed seed. The teacher
-(4 layers, width 128) learns them in equal shares first and is kept in --work. Students (2 layers, width 64) learn with
+(4 layers, width 128) learns equal shares of them first, from 400 kB of each (or all there is), and is kept in --work:
+of the 40 kB that students see it would only learn the letters by heart. Students (2 layers, width 64) learn with
 the loss of DDK from: domains by size, domains in equal shares, DDK, and DDK without its floor (alpha = 1). An interval
 is a twentieth of the run, so the first twentieth of all but the first comes by size, too.
 
@@ -42,14 +43,11 @@ MEASURES = ("worst_ratio", "mean_ratio", *(f"ratio_{name}" for name in DOMAINS))
 
 
 def written(domain: str, size: int) -> str:
-    """Return at least ``size`` bytes of a domain, always the same."""
+    """Return ``size`` bytes of a domain, always the same; of the packaged texts no more than there are."""
     if domain in ("programs", "words"):
         pack, split = read_pack(PACK), "train"
         names = ["words"] if domain == "words" else ["numerics", "learning", "algebra"]
-        text = "\n".join(row["text"] for row in TextDataset(split, None, 0, domains=names, pack=pack).rows)
-        if len(text) < size:
-            raise SystemExit(f"the packaged texts have no {size} bytes of {domain}: choose a smaller --scale")
-        return text[:size]
+        return "\n".join(row["text"] for row in TextDataset(split, None, 0, domains=names, pack=pack).rows)[:size]
     draws, lines, length = torch.Generator().manual_seed(len(domain)), [], 0
     if domain == "sums":
         while length < size:
@@ -67,22 +65,24 @@ def written(domain: str, size: int) -> str:
 
 
 def data(scale: float) -> list[Windows]:
-    """Return training, held-out and test windows, cut from each domain one behind the other."""
-    held = max(2 * WINDOW, int(HELD_OUT * scale))
-    parts: list[list[str]] = [[], [], []]
+    """Return windows to train on, held-out ones, test ones, and the teacher's, cut from each domain."""
+    held, most = max(2 * WINDOW, int(HELD_OUT * scale)), int(max(DOMAINS.values()) * scale)
+    parts: list[list[str]] = [[], [], [], []]
     for name, size in DOMAINS.items():
-        text = written(name, int(size * scale) + 2 * held)
-        for part, (start, end) in zip(parts, ((2 * held, None), (0, held), (held, 2 * held))):
-            part.append(text[start:end])
+        text, end = written(name, 2 * held + most), 2 * held + int(size * scale)
+        if len(text) < end:
+            raise SystemExit(f"the packaged texts have no {end} bytes of {name}: choose a smaller --scale")
+        for part, bounds in zip(parts, ((2 * held, end), (0, held), (held, 2 * held), (2 * held, None))):
+            part.append(text[slice(*bounds)])
     return [Windows(part, WINDOW, 0) for part in parts]
 
 
-def even(train: Windows) -> Windows:
-    """Return the training windows with those of small domains repeated, for the teacher."""
-    most = max(train.domains.count(d) for d in range(len(DOMAINS)))
+def even(windows: Windows) -> Windows:
+    """Return the windows with those of small domains repeated."""
+    most = max(windows.domains.count(d) for d in range(len(DOMAINS)))
     whole = Windows([], WINDOW, 0)
     for d in range(len(DOMAINS)):
-        rows = [row for row, domain in zip(train.rows, train.domains) if domain == d]
+        rows = [row for row, domain in zip(windows.rows, windows.domains) if domain == d]
         whole.rows += [rows[i % len(rows)] for i in range(most)]
         whole.domains += [d] * most
     return whole
@@ -134,9 +134,9 @@ def main() -> None:
         write_rows(summary_of(options.out), rows)
         return
     where = origin()
-    train, held, test = data(options.scale)
+    train, held, test, seen = data(options.scale)
     model = teacher(
-        options.work / f"teacher-{options.teacher_steps}-{options.scale:g}.pt", even(train), layers=4, width=128,
+        options.work / f"teacher-{options.teacher_steps}-{options.scale:g}.pt", even(seen), layers=4, width=128,
         window=WINDOW, steps=options.teacher_steps, batch_size=options.batch_size,
     )  # fmt: skip
     setting = {k: getattr(options, k) for k in SHARED}

@@ -77,6 +77,50 @@ def teacher_cache() -> str:
     return f"{table(head, body)}\n\n{speed}"
 
 
+def alm_small() -> str:
+    measures = {
+        "bits_per_byte": ("bits a byte", 1, 3),
+        "chunk_kl": ("KL of a chunk", 1, 4),
+        "chunk_gap": ("gap of a chunk, nats", 1, 3),
+    }
+    parts, rows = [], read("alm_small.csv")
+    for setting in dict.fromkeys((r["teacher"], r["vocabulary"], r["steps"]) for r in rows):
+        here = [r for r in rows if (r["teacher"], r["vocabulary"], r["steps"]) == setting]
+        first, body = here[0], _systems(here, "learns from", measures, "labels")
+        parts.append(
+            f"Teacher `{first['teacher']}` ({float(first['teacher_bits_per_byte']):.3f} bits a byte), student over "
+            f"`{first['vocabulary']}`, {first['steps']} steps of {first['batch_size']}, {_seeds(here)} seeds; ± 95 %; "
+            f"* clearly another than the labels alone, in pairs by seed:\n\n{body}"
+        )
+    return "\n\n".join(parts)
+
+
+def dac_kl_small() -> str:
+    rows = read("dac_kl_small.csv")
+    measures = {
+        "nll": ("held-out nats a byte", 1, 4),
+        "rollout_nll": ("the teacher's nats a byte of what it writes", 1, 3),
+        "kept": ("classes kept", 1, 1),
+    }
+    first = rows[0]
+    return (
+        f"{first['steps']} steps of {first['batch_size']}, {_seeds(rows)} seeds; ± 95 %; * clearly another than `kl`, "
+        f"in pairs by seed:\n\n{_systems(rows, 'beside cross-entropy', measures, 'kl')}"
+    )
+
+
+def ddk_small() -> str:
+    rows = read("ddk_small.csv")
+    names = {"worst_ratio": "worst", "mean_ratio": "mean"}
+    names |= {r["measure"]: r["measure"].removeprefix("ratio_") for r in rows if r["measure"].startswith("ratio_")}
+    first = rows[0]
+    body = _systems(rows, "domains", {key: (title, 1, 3) for key, title in names.items()}, "by-size")
+    return (
+        f"Perplexity of the student over that of the teacher; {first['steps']} steps of {first['batch_size']}, "
+        f"{_seeds(rows)} seeds; ± 95 %; * clearly another than `by-size`, in pairs by seed:\n\n{body}"
+    )
+
+
 def _seeds(rows: list[dict[str, str]]) -> int:
     return max(int(r["seeds"]) for r in rows)
 
