@@ -1,10 +1,12 @@
-"""Does a student with a vocabulary of its own learn from a teacher that reads bytes?
+"""Does a student with a vocabulary of its own learn from a teacher that reads other tokens?
 
 Students of a small BPE learn the texts at equal steps from: the labels alone; ULD, which compares sorted probabilities
 position by position (Boizard et al., arXiv 2402.12030); ALM; and ULD or ALM beside the labels, weighed by GradMag. Told
 are bits per byte of held-out texts and the KL of "this chunk, or another" to the teacher. From the repository root::
 
     OMP_NUM_THREADS=1 python benchmarks/alm_small.py --seeds 0-2
+    python benchmarks/alm_small.py --teacher smollm2-135m-instruct --teacher-dtype bf16 --teacher-chat --steps 150 \\
+        --vocabulary bytes --systems labels,labels+alm       # after "potstill fetch smollm2-135m-instruct"
     python benchmarks/alm_small.py --summary
 
 Without ``--teacher`` a teacher of 4 layers is trained first, by the recipe ``teach-texts``, and kept in ``--folder``. A
@@ -111,6 +113,7 @@ def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace)
             "teacher_tokenizer": "teacher",
             "max_tokens": 224,
             "teacher_max_tokens": 320,
+            "teacher_chat": options.teacher_chat,
             "written": 0,
             "domains": options.domains and options.domains.split(","),
         },
@@ -161,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", help="packaged name or folder of a model with another tokenizer")
     parser.add_argument("--teacher-dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--teacher-chat", action="store_true", help="the teacher's prompts in its chat template")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--vocabulary", default="bpe-512", help="of the student")
     parser.add_argument("--domains", help="of the texts; all if left out")
