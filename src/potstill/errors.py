@@ -90,7 +90,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that lists what exists, the nearest name first: for the ``hint`` of an unknown name."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return (f'Did you mean "{near[0]}"? ' if near else "") + (f"Known: {listed}." if known else "None is known.")
 
 

@@ -280,7 +280,7 @@ def test_a_file_instead_of_its_folder_is_explained(coca_folder):
         load_model(coca_folder / "model.safetensors")
 
 
-def test_a_hub_name_that_cannot_be_reached_suggests_the_packaged_one(shelf, monkeypatch):
+def test_a_hub_name_that_cannot_be_reached_suggests_the_nearest_known_one(shelf, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -292,6 +292,8 @@ def test_a_hub_name_that_cannot_be_reached_suggests_the_packaged_one(shelf, monk
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(RecipeError, match=r'Did you mean "tiny"'):
         load_model("tinny", revision="v1")
+    with pytest.raises(RecipeError, match=r'Did you mean "smollm2-135m-instruct"'):
+        load_model("smollm2-135m", revision="v1")
 
 
 def test_a_hub_name_is_loaded_from_where_it_was_stored(coca_folder, monkeypatch):

@@ -397,11 +397,12 @@ def _download(name: str, revision: str | None, allow_pickle: bool, where: str) -
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        known = suggest(name, [*packaged_models(), *FETCHABLE])
         raise RecipeError(
             f'neither a folder nor reachable on the model hub ("{name}")',
             where=where,
-            hint=f"{suggest(name, packaged_models())} Otherwise check the spelling, the revision, the connection "
-            f"and your access rights ({type(error).__name__}).",
+            hint=f"{known} Otherwise check the spelling, the revision, the connection and your access rights "
+            f"({type(error).__name__}).",
         ) from error
 
 
