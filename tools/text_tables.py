@@ -100,6 +100,7 @@ def dac_kl_small() -> str:
     measures = {
         "nll": ("held-out nats a byte", 1, 4),
         "rollout_nll": ("the teacher's nats a byte of what it writes", 1, 3),
+        "outside": ("its mass outside 95 % of the teacher's, %", 100, 1),
         "kept": ("classes kept", 1, 1),
     }
     first = rows[0]
