@@ -204,9 +204,9 @@ def recipe_of(options: argparse.Namespace, method: str, seed: int, steps: int) -
 
 
 def written(options: argparse.Namespace, steps: int) -> Path:
-    """Have the teacher write one text for every prompt that a run can see, once."""
-    file = options.work / options.pair / "written.jsonl"
-    need = steps * PAIRS[options.pair]["train"]["batch_size"]
+    """Have the teacher write one text for every prompt that a run can see, once for all seeds."""
+    need = math.ceil(steps / options.steps) * options.steps * PAIRS[options.pair]["train"]["batch_size"]
+    file = options.work / options.pair / f"written-{need}.jsonl"
     recipe = sections(options, 0) | {"name": "write", "objectives": OWN["labels"]}
     recipe["train"] |= {"steps": 1}
     new = PAIRS[options.pair]["rollout"]["max_new_tokens"]
