@@ -278,6 +278,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("data.two_tokenizers", "TwoTokenizerCollator")
         + _names("train", "GradMag"),
         "alm-texts",
+        "benchmarks/results/alm_small.csv",
         needs=("logits",),
     ),
     System(
