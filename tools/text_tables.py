@@ -24,17 +24,17 @@ MEASURES = {
 
 
 def fused_losses() -> str:
-    rows = read("fused_losses.csv")
-    body = []
-    for row in rows:
-        cells = [f"`{row['loss']}`", WAYS[row["way"]], f"{float(row['cpu_seconds']):.1f}", row["cpu_to_full"]]
-        body.append([*cells, f"{float(row['extra_mib']):,.0f}", row["memory_to_full"]])
-    head = ["loss", "way", "s", "to whole logits", "extra MiB", "to whole logits"]
+    parts, rows = [], read("fused_losses.csv")
+    for tokens in dict.fromkeys(r["tokens"] for r in rows):
+        here = [r for r in rows if r["tokens"] == tokens]
+        for r in here:
+            cells = [f"{int(tokens):,}", f"`{r['loss']}`", WAYS[r["way"]], f"{float(r['cpu_seconds']):.1f}"]
+            parts.append([*cells, r["cpu_to_full"], f"{float(r['extra_mib']):,.0f}", r["memory_to_full"]])
+    head = ["tokens", "loss", "way", "s", "to whole logits", "extra MiB", "to whole logits"]
     first = rows[0]
     return (
-        f"{int(first['tokens']):,} tokens, {int(first['vocabulary']):,} words, width {first['width']}, "
-        f"{first['dtype']}, one thread of {first['machine']}; ways between two rows of whole logits ran in one "
-        f"sitting:\n\n{table(head, body)}"
+        f"{int(first['vocabulary']):,} words, width {first['width']}, {first['dtype']}, one thread of "
+        f"{first['machine']}; ways between two rows of whole logits ran in one sitting:\n\n{table(head, parts)}"
     )
 
 

@@ -110,7 +110,7 @@ def test_the_plan_says_what_was_decided_and_from_which_numbers(models):
     }  # fmt: skip
     usual = logits_of(models)
     assert not usual["fused"]
-    assert usual["why"] == "20 tokens x 12 words take 0.0 MiB, within train.logits_budget_mb"
+    assert usual["why"] == "20 tokens x 12 words take 0.0 MiB with their copies, within train.logits_budget_mb"
     assert logits_of(models, logits_budget_mb=0) == {"fused": False, "why": "train.logits_budget_mb is 0"}
 
 
@@ -122,7 +122,7 @@ def test_more_than_the_budget_is_fused(models):
         model.save_pretrained(models / "wide" / name)
     found = logits_of(models / "wide", batch_size=32, logits_budget_mb=1)
     assert found["fused"]
-    assert found["why"] == "160 tokens x 3,000 words take 1.8 MiB, more than train.logits_budget_mb"
+    assert found["why"] == "160 tokens x 3,000 words take 16.5 MiB with their copies, more than train.logits_budget_mb"
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ class TrainSection(Section):
         256,
         ge=0,
         le=1_000_000,
-        description="If the logits of a micro-batch take more, they are computed some rows at a time within that many "
-        "MiB, by the losses that allow it; 0 = never, null = always.",
+        description="If the logits of a micro-batch, with the copies that a loss makes, take more, they are computed "
+        "some rows at a time within that many MiB, by the losses that allow it; 0 = never, null = always.",
     )
     survey_samples: int = Field(
         4096, ge=1, le=100_000_000, description="Samples that a survey looks at, if the training set is generated."

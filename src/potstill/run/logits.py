@@ -20,8 +20,9 @@ from potstill.teachers import LiveTeacher
 from potstill.train import DistillModule
 
 MIB = 2**20
-# Losses work in float32 whatever the models do.
-_BYTES = 4
+# What whole logits take in all, by element: losses work in float32 whatever the models do, and hold the teacher's, the
+# log-softmaxes of both, their exponentials and the gradient beside them (benchmarks/fused_losses.py: 9 times as much).
+_BYTES = 4 * 9
 
 
 def leave_out_heads(
@@ -32,7 +33,7 @@ def leave_out_heads(
     budget_mb: int | None,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Let output heads rest where the logits of a micro-batch weigh more than the budget.
+    """Let output heads rest where whole logits of a micro-batch would take more than the budget.
 
     Measurements at the end of a run read whole logits all the same.
 
@@ -44,8 +45,8 @@ def leave_out_heads(
         device: Where the models are tried. They are moved there.
 
     Returns:
-        The plan's entry: "fused", "why", and what is known of "tokens", "vocabulary" and "mib"; and, if fused, by
-        teacher, "teachers": why a teacher's logits are whole, or None.
+        The plan's entry: "fused", "why", and what is known of "tokens", "vocabulary" and "mib" (in all); and, if fused,
+        by teacher, "teachers": why a teacher's logits are whole, or None.
     """
     if budget_mb == 0:
         return {"fused": False, "why": "train.logits_budget_mb is 0"}
@@ -58,7 +59,7 @@ def leave_out_heads(
         return {"fused": False, "why": str(error)}
     tokens, size = torch.Size(shape[:-1]).numel(), torch.Size(shape).numel() * _BYTES
     facts = {"tokens": tokens, "vocabulary": shape[-1], "mib": round(size / MIB, 1)}
-    weight = f"{tokens:,} tokens x {shape[-1]:,} words take {facts['mib']:,} MiB"
+    weight = f"{tokens:,} tokens x {shape[-1]:,} words take {facts['mib']:,} MiB with their copies"
     if budget_mb is not None and size <= budget_mb * MIB:
         return {"fused": False, "why": f"{weight}, within train.logits_budget_mb", **facts}
     module.head, module.logits_budget = head, BUDGET if budget_mb is None else budget_mb * MIB
