@@ -76,8 +76,7 @@ def small_llama(width: int, layers: int, positions: int) -> dict[str, Any]:
     }
 
 
-# Two thirds of the tokens are prompt, which whole logits would hold too.
-LARGE = {"precision": "bf16", "logits_budget_mb": 64, "log_every": 10, "threads": 1}
+LARGE = {"precision": "bf16", "log_every": 10, "threads": 1}
 PAIRS: dict[str, dict[str, Any]] = {
     "bytes": {
         "teacher": {"model": "texts-byte-lm"},
