@@ -302,6 +302,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("objectives", "DacKLObjective", "SpanCorrelationObjective")
         + _names("data.generation", "scrg_regenerate", "CorrectingSampler"),
         "dac-kl-texts",
+        "benchmarks/results/dac_kl_small.csv",
         needs=("logits", "labels", "generation"),
     ),
     System(
