@@ -120,12 +120,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--samples", type=int, default=400, help="held-out texts")
     parser.add_argument("--work", type=Path, default=Path("runs/text-methods"), help="where runs are kept")
-    parser.add_argument("--runs", type=Path, default=RESULTS / "text_methods_runs.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "text_methods_runs.csv")
     parser.add_argument("--equal-tokens", action="store_true", help="as many tokens as kd in --steps; needs those rows")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     if options.summary:
-        summary(options.runs)
+        summary(options.out)
         return
     made = origin()
     begin(options)
@@ -138,7 +138,7 @@ def main() -> None:
                     continue
                 steps = round(options.steps / share)
             if done_row(options, budget_of(options), method, seed) is None:
-                append_rows(options.runs, [{**run(options, method, seed, steps), **made}])
+                append_rows(options.out, [{**run(options, method, seed, steps), **made}])
 
 
 def budget_of(options: argparse.Namespace) -> str:
@@ -278,9 +278,7 @@ def done_row(options: argparse.Namespace, budget: str, method: str, seed: int) -
     batch = PAIRS[options.pair]["train"]["batch_size"]
     wanted = (options.pair, options.start_steps, budget, batch, options.samples, method, seed)
     same = (
-        r
-        for r in read_rows(options.runs)
-        if tuple(r[k] for k in (*SHARED, "system", "seed")) == tuple(map(str, wanted))
+        r for r in read_rows(options.out) if tuple(r[k] for k in (*SHARED, "system", "seed")) == tuple(map(str, wanted))
     )
     return next(same, None)
 

@@ -24,3 +24,17 @@ def test_ddk_is_compared_with_fixed_mixtures(script, tmp_path):
         found = [float(value) for name, value in row.items() if name.startswith("ratio_")]
         assert len(found) == 4
         assert max(found) == float(row["worst_ratio"])
+
+
+@pytest.mark.slow
+def test_a_method_that_learnt_from_fewer_tokens_is_given_more_steps(script, tmp_path):
+    options = ["--start-steps", 2, "--steps", 4, "--samples", 4, "--seeds", 0, "--methods", "kd", "seqkd"]
+    options += ["--work", tmp_path / "work"]
+    kd, seqkd = script("text_methods", *options, out="d_runs.csv")
+    assert kd["budget"] == seqkd["budget"] == "4 steps"
+    assert int(seqkd["tokens"]) < 0.9 * int(kd["tokens"])
+    *both, more = script("text_methods", *options, "--equal-tokens", out="d_runs.csv")
+    assert both == [kd, seqkd]  # kd has its tokens already
+    assert (more["system"], more["budget"]) == ("seqkd", "tokens of 4 steps")
+    share = int(seqkd["tokens"]) / int(kd["tokens"])
+    assert int(more["steps"]) == round(4 / share)

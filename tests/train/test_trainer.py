@@ -79,6 +79,16 @@ def test_a_run_resumed_between_two_logs_logs_the_same(tmp_path):
     assert [event["loss"] for event in resumed.history.events] == losses
 
 
+@pytest.mark.parametrize(("every", "expected"), [(4, [4, 6]), (6, [6]), (20, [6])])
+def test_the_last_steps_are_logged_though_no_interval_ends_there(tmp_path, every, expected):
+    seldom, always = (trainer(tmp_path, steps=6, logging_steps=n) for n in (every, 1))
+    for one in (seldom, always):
+        one.train()
+    assert [event["step"] for event in seldom.history.events] == expected
+    counts = [sum(e["terms"]["answer"]["count"] for e in one.history.events) for one in (seldom, always)]
+    assert counts[0] == counts[1]
+
+
 def test_resuming_from_the_last_step_trains_no_further(tmp_path):
     """With a constant learning rate one step too many would show in the weights."""
     common = {"save_strategy": "steps", "save_steps": 3, "steps": 6, "lr_scheduler_type": "constant"}

@@ -27,7 +27,7 @@ from potstill.objectives.base import TEACHER
 from potstill.taps import Signal
 from potstill.teachers import LiveTeacher, live_teachers
 from potstill.train.arguments import DistillationArguments
-from potstill.train.epochs import BeforeEpoch
+from potstill.train.callbacks import BeforeEpoch, LogLastStep
 from potstill.train.guard import Guard
 from potstill.train.history import History
 from potstill.train.module import DistillModule
@@ -110,6 +110,7 @@ class DistillationTrainer(ResumableTrainer):
         for one in self.teachers.values():
             one.refuse_sharing(module.student)
         super().__init__(model=module, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
+        self.add_callback(LogLastStep())
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; the history file has it all
         if args.n_gpu > 1:
             raise InputError(

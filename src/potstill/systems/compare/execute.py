@@ -182,10 +182,7 @@ def _set_steps(folder: CompareFolder, clock: Callable[[], float], tell: Tell) ->
 def _budgeted(folder: CompareFolder, name: str, method: str, budget: str) -> Recipe:
     """Return the recipe of a pair with the steps that were written down for a budget."""
     steps = folder.noted("steps", name, method, budget)
-    recipe = with_budget(folder.recipe_of(name, method), Budget("steps", steps), None)
-    train = recipe.train
-    # A short run is logged at least at its end, for its seconds.
-    return recipe.model_copy(update={"train": train.model_copy(update={"log_every": min(train.log_every, steps)})})
+    return with_budget(folder.recipe_of(name, method), Budget("steps", steps), None)
 
 
 def recipe_of(folder: CompareFolder, cell: Cell) -> Recipe:

@@ -1,10 +1,11 @@
-"""Tells that an epoch begins, also if it is one that is gone on with in its middle."""
+"""What the Trainer of transformers leaves out: epochs gone on with in their middle, and the log of the last steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 
 class BeforeEpoch(TrainerCallback):
@@ -22,3 +23,12 @@ class BeforeEpoch(TrainerCallback):
         steps = -(-len(train_dataloader) // args.gradient_accumulation_steps)
         for begin in self._begin:
             begin(state.global_step // steps)
+
+
+class LogLastStep(TrainerCallback):
+    """Logs after the last step, whatever the interval: else up to an interval of steps is in no history."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for a log if there are no more steps."""
+        if state.global_step >= state.max_steps and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
