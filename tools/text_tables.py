@@ -40,7 +40,9 @@ def fused_losses() -> str:
 
 def text_methods() -> str:
     parts, rows = [], read("text_methods.csv")
-    for pair, budget in dict.fromkeys((r["pair"], r["budget"]) for r in rows):
+    pairs = list(dict.fromkeys(r["pair"] for r in rows))
+    settings = dict.fromkeys((r["pair"], r["budget"]) for r in rows)
+    for pair, budget in sorted(settings, key=lambda setting: pairs.index(setting[0])):
         here = [r for r in rows if (r["pair"], r["budget"]) == (pair, budget)]
         first = here[0]
         about = (
