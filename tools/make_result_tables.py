@@ -15,7 +15,7 @@ from pathlib import Path
 
 from leaderboard_tables import hit_rate, leaderboard
 from tables import RESULTS, percent, read, table
-from text_tables import alm_small, dac_kl_small, fused_losses, teacher_cache, text_methods
+from text_tables import alm_small, dac_kl_small, ddk_small, fused_losses, teacher_cache, text_methods
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("caption", "vqa", "entailment", "nlvr2")
@@ -319,6 +319,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "teacher cache": ("docs/cache.md", teacher_cache),
     "alm small": ("docs/losses/alm.md", alm_small),
     "dac-kl small": ("docs/losses/dac-kl.md", dac_kl_small),
+    "ddk small": ("docs/policies/ddk.md", ddk_small),
     "text methods": ("docs/language-models/which-way.md", text_methods),
 }
 

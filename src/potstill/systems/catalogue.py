@@ -323,6 +323,7 @@ CATALOGUE: tuple[System, ...] = (
         + _names("losses", "ddk_loss", "ddk_terms")
         + _names("objectives", "DDKObjective"),
         "ddk-texts",
+        "benchmarks/results/ddk_small.csv",
         needs=("logits", "labels", "pool"),
     ),
 )
