@@ -111,7 +111,7 @@ def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace)
             "source": "texts",
             "tokenizer": options.vocabulary,
             "teacher_tokenizer": "teacher",
-            "max_tokens": 224,
+            "max_tokens": 320 if options.vocabulary == "bytes" else 224,
             "teacher_max_tokens": 320,
             "teacher_chat": options.teacher_chat,
             "written": 0,
