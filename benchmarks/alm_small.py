@@ -5,13 +5,14 @@ position by position (Boizard et al., arXiv 2402.12030); ALM; and ULD or ALM bes
 are bits per byte of held-out texts and the KL of "this chunk, or another" to the teacher. From the repository root::
 
     OMP_NUM_THREADS=1 python benchmarks/alm_small.py --seeds 0-2
-    python benchmarks/alm_small.py --teacher smollm2-135m-instruct --teacher-dtype bf16 --teacher-chat --steps 150 \\
-        --vocabulary bytes --systems labels,labels+alm       # after "potstill fetch smollm2-135m-instruct"
+    python benchmarks/alm_small.py --teacher smollm2-135m-instruct --teacher-dtype bf16 --teacher-chat \\
+        --teacher-max-tokens 160 --batch-size 8 --steps 300 --samples 100 --vocabulary bytes --systems labels,labels+alm
     python benchmarks/alm_small.py --summary
 
-Without ``--teacher`` a teacher of 4 layers is trained first, by the recipe ``teach-texts``, and kept in ``--folder``. A
-row per run goes to ``benchmarks/results/alm_small_runs.csv``, and runs that are there are skipped; means, intervals and
-paired differences to ``alm_small.csv``.
+SmolLM2 is there after "potstill fetch smollm2-135m-instruct". Without ``--teacher`` a teacher of 4 layers is trained
+first, by the recipe ``teach-texts``, and kept in ``--folder``. A row per run goes to
+``benchmarks/results/alm_small_runs.csv``, and runs that are there are skipped; means, intervals and paired differences
+to ``alm_small.csv``.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def recipe_of(system: str, seed: int, teacher: str, options: argparse.Namespace)
             "tokenizer": options.vocabulary,
             "teacher_tokenizer": "teacher",
             "max_tokens": 320 if options.vocabulary == "bytes" else 224,
-            "teacher_max_tokens": 320,
+            "teacher_max_tokens": options.teacher_max_tokens,
             "teacher_chat": options.teacher_chat,
             "written": 0,
             "domains": options.domains and options.domains.split(","),
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="packaged name or folder of a model with another tokenizer")
     parser.add_argument("--teacher-dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--teacher-chat", action="store_true", help="the teacher's prompts in its chat template")
+    parser.add_argument("--teacher-max-tokens", type=int, default=320)
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--vocabulary", default="bpe-512", help="of the student")
     parser.add_argument("--domains", help="of the texts; all if left out")
