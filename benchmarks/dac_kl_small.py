@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _record import RESULTS, append_rows, origin, read_rows, summary_of, write_rows
-from _small_texts import END, PAD, Windows, arguments, batches, collate, llama, nll, teacher
+from _small_texts import END, IGNORED, PAD, Windows, arguments, batches, collate, llama, nll, teacher
 from _summary import summarise
 
 from potstill.data.generation import CorrectingSampler, OnPolicySampler, pad_left, write_tokens
@@ -74,7 +74,7 @@ def marked(batch) -> torch.Tensor:
     """Return the phrases of a batch of bytes; bytes beyond ASCII stand for letters."""
     found = torch.full(batch["input_ids"].shape, -1)
     for row, ids, labels in zip(found, batch["input_ids"], batch["labels"]):
-        kept = (labels != -100).nonzero()[:, 0]
+        kept = (labels != IGNORED).nonzero()[:, 0]
         text = "".join(chr(i) if i < 128 else "ä" if i < 256 else "\n" for i in ids[kept].tolist())
         for number, (start, end) in enumerate(phrase_spans(text)):
             row[kept[start:end]] = number
@@ -126,7 +126,7 @@ def outside(student, model, data: Windows) -> float:
     """Return the student's mean probability outside the fewest bytes that have 95 % of the teacher's."""
     total, count = 0.0, 0
     for batch in batches(data, 64):
-        ids, counted = batch["input_ids"], batch["labels"][:, 1:] != -100
+        ids, counted = batch["input_ids"], batch["labels"][:, 1:] != IGNORED
         of_teacher, of_student = (m(ids).logits[:, :-1][counted].softmax(-1) for m in (model, student))
         most, order = of_teacher.sort(-1, descending=True)
         left_out = most.cumsum(-1) - most >= 0.95

@@ -131,26 +131,30 @@ def main() -> None:
     begin(options)
     for seed in options.seeds:
         for method in options.methods:
-            steps = options.steps
+            steps, budget = options.steps, f"{options.steps} steps"
             if options.equal_tokens:
-                share = share_of_tokens(options, method, seed)
-                if abs(share - 1) <= NEARLY:
+                rows = [done_row(options, budget, name, seed) for name in (method, "kd")]
+                if None in rows:
+                    raise SystemExit(f"--equal-tokens needs rows of {method} and kd, seed {seed}, at {budget} first")
+                share = share_of_tokens(*rows)
+                if is_nearly_one(share):
                     continue
-                steps = round(options.steps / share)
-            if done_row(options, budget_of(options), method, seed) is None:
-                append_rows(options.out, [{**run(options, method, seed, steps), **made}])
+                steps, budget = round(steps / share), as_tokens(budget)
+            if done_row(options, budget, method, seed) is None:
+                append_rows(options.out, [{**run(options, method, seed, steps, budget), **made}])
 
 
-def budget_of(options: argparse.Namespace) -> str:
-    return f"tokens of {options.steps} steps" if options.equal_tokens else f"{options.steps} steps"
+def as_tokens(budget: str) -> str:
+    """Return the budget of runs that learn from as many tokens as ``kd`` under the given one."""
+    return f"tokens of {budget}"
 
 
-def share_of_tokens(options: argparse.Namespace, method: str, seed: int) -> float:
-    """Return the tokens a method learnt from at equal steps, as a share of those of ``kd``."""
-    rows = [done_row(options, f"{options.steps} steps", name, seed) for name in (method, "kd")]
-    if None in rows:
-        raise SystemExit(f"--equal-tokens needs rows of {method} and kd, seed {seed}, at {options.steps} steps first")
-    return int(rows[0]["tokens"]) / int(rows[1]["tokens"])
+def share_of_tokens(row: dict[str, str], kd: dict[str, str]) -> float:
+    return int(row["tokens"]) / int(kd["tokens"])
+
+
+def is_nearly_one(share: float) -> bool:
+    return abs(share - 1) <= NEARLY
 
 
 def sections(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -213,7 +217,7 @@ def written(options: argparse.Namespace, steps: int) -> Path:
     return file
 
 
-def run(options: argparse.Namespace, method: str, seed: int, steps: int) -> dict[str, Any]:
+def run(options: argparse.Namespace, method: str, seed: int, steps: int, budget: str) -> dict[str, Any]:
     folder = options.work / options.pair / f"{method}-{seed}{'-tokens' if options.equal_tokens else ''}"
     recipe = recipe_of(options, method, seed, steps)
     distill(recipe, folder, resume=(folder / "recipe.yaml").is_file(), progress=say(f"{method} {seed}"))
@@ -227,7 +231,7 @@ def run(options: argparse.Namespace, method: str, seed: int, steps: int) -> dict
         "system": method,
         "seed": seed,
         "start_steps": options.start_steps,
-        "budget": budget_of(options),
+        "budget": budget,
         "steps": steps,
         "batch_size": PAIRS[options.pair]["train"]["batch_size"],
         "samples": options.samples,
@@ -301,16 +305,17 @@ def summary(runs: Path) -> None:
 
 def shared_by_tokens(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return runs of equal steps that had as many tokens as ``kd``, as runs of equal tokens, where those were made."""
-    keys = (*SHARED, "seed")
-    kd = {tuple(r[k] for k in keys): int(r["tokens"]) for r in rows if r["system"] == "kd"}
-    wanted = {r["pair"] for r in rows if r["budget"].startswith("tokens")}
+    kd = {of_run(r): r for r in rows if r["system"] == "kd"}
+    made = {(r["pair"], r["budget"]) for r in rows}
     return [
-        {**r, "budget": f"tokens of {r['budget']}"}
+        {**r, "budget": as_tokens(r["budget"])}
         for r in rows
-        if r["pair"] in wanted
-        and not r["budget"].startswith("tokens")
-        and abs(int(r["tokens"]) / kd[tuple(r[k] for k in keys)] - 1) <= NEARLY
+        if (r["pair"], as_tokens(r["budget"])) in made and is_nearly_one(share_of_tokens(r, kd[of_run(r)]))
     ]
+
+
+def of_run(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[k] for k in (*SHARED, "seed"))
 
 
 if __name__ == "__main__":

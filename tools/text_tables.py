@@ -24,17 +24,15 @@ MEASURES = {
 
 
 def fused_losses() -> str:
-    parts, rows = [], read("fused_losses.csv")
-    for tokens in dict.fromkeys(r["tokens"] for r in rows):
-        here = [r for r in rows if r["tokens"] == tokens]
-        for r in here:
-            cells = [f"{int(tokens):,}", f"`{r['loss']}`", WAYS[r["way"]], f"{float(r['cpu_seconds']):.1f}"]
-            parts.append([*cells, r["cpu_to_full"], f"{float(r['extra_mib']):,.0f}", r["memory_to_full"]])
+    body, rows = [], read("fused_losses.csv")
+    for r in rows:
+        cells = [f"{int(r['tokens']):,}", f"`{r['loss']}`", WAYS[r["way"]], f"{float(r['cpu_seconds']):.1f}"]
+        body.append([*cells, r["cpu_to_full"], f"{float(r['extra_mib']):,.0f}", r["memory_to_full"]])
     head = ["tokens", "loss", "way", "s", "to whole logits", "extra MiB", "to whole logits"]
     first = rows[0]
     return (
         f"{int(first['vocabulary']):,} words, width {first['width']}, {first['dtype']}, one thread of "
-        f"{first['machine']}; ways between two rows of whole logits ran in one sitting:\n\n{table(head, parts)}"
+        f"{first['machine']}; ways between two rows of whole logits ran in one sitting:\n\n{table(head, body)}"
     )
 
 
